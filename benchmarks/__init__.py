@@ -1,0 +1,1 @@
+"""One question per file; report/ holds what they said."""

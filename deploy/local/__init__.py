@@ -1,0 +1,1 @@
+"""One machine: a local Apache Kafka, the supervisor and a simulated audience."""

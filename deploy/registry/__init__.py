@@ -1,0 +1,1 @@
+"""What was trained, published and scheduled, in a SQL database."""

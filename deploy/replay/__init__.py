@@ -1,0 +1,1 @@
+"""Real logs, read into events and played in time order."""

@@ -1,0 +1,1 @@
+"""The scoring worker: sequences and requests in, slates with exact propensities out."""

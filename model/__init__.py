@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: SASRec, its losses, policies and checkpoints. Never Kafka."""

@@ -1,0 +1,236 @@
+"""The records on the topics, with their bounds: a broken one cannot exist.
+
+Clicks, impressions, requests, recommendations, items and model announcements are JSON, so that any Kafka client can write and
+read them. Unknown fields are ignored on reading, so that a record may grow. Every text id holds 1 to 256 bytes of UTF-8 without
+NUL; every timestamp is in milliseconds since 1970 and lies between 1980 and 2100.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+MAX_ID_BYTES = 256
+EARLIEST_MS = 315_532_800_000  # 1980-01-01
+LATEST_MS = 4_102_444_800_000  # 2100-01-01
+MAX_SLATE_ITEMS = 1_000
+MAX_CANDIDATES = 10_000
+
+PropensityKind = Literal["exact", "estimated", "none"]
+Source = Literal["exploit", "explore", "fixed"]
+
+Position = Annotated[int, Meta(ge=0, lt=MAX_SLATE_ITEMS)]
+Offset = Annotated[int, Meta(ge=0)]
+
+
+def check_id(text: str, *, field: str) -> None:
+    """Refuses an id that could not travel as a Kafka key or be stored.
+
+    Raises:
+        ValueError: empty, longer than 256 bytes of UTF-8, holding NUL or a lone surrogate.
+    """
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{field} holds a lone surrogate; send valid Unicode") from error
+    if not 1 <= size <= MAX_ID_BYTES:
+        raise ValueError(f"{field} has {size} bytes; send 1 to {MAX_ID_BYTES}")
+    if "\0" in text:
+        raise ValueError(f"{field} holds a NUL; send text without it")
+
+
+def check_timestamp(timestamp_ms: int, *, field: str = "timestamp_ms") -> None:
+    """Refuses a time outside 1980 to 2100, and says so when it was probably sent in seconds.
+
+    Raises:
+        ValueError: outside the bounds.
+    """
+    if EARLIEST_MS <= timestamp_ms <= LATEST_MS:
+        return
+    if EARLIEST_MS <= timestamp_ms * 1000 <= LATEST_MS:
+        raise ValueError(f"{field} {timestamp_ms} looks like seconds; send milliseconds")
+    raise ValueError(f"{field} {timestamp_ms} is not between 1980 and 2100; send milliseconds since 1970")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What every record on a topic is: immutable, compared by value, checked when it is made."""
+
+
+class Click(Record, frozen=True, kw_only=True):
+    """A user chose an item."""
+
+    event_id: str
+    user_id: str
+    item_id: str
+    timestamp_ms: int
+    request_id: str | None = None
+    """The slate the item was chosen from; absent for a click nobody served (organic) or where the page does not know."""
+    position: Position | None = None
+
+    def __post_init__(self) -> None:
+        check_id(self.event_id, field="event_id")
+        check_id(self.user_id, field="user_id")
+        check_id(self.item_id, field="item_id")
+        if self.request_id is not None:
+            check_id(self.request_id, field="request_id")
+        check_timestamp(self.timestamp_ms)
+
+
+class SeenItem(Record, frozen=True, kw_only=True):
+    """An item that came into the user's view."""
+
+    item_id: str
+    position: Position | None = None
+    propensity: float | None = None
+    """Only for logs of other systems; for a slate on `recommendations` the logged one counts, never the client's."""
+
+    def __post_init__(self) -> None:
+        check_id(self.item_id, field="item_id")
+        check_propensity(self.propensity)
+
+
+def check_propensity(propensity: float | None) -> None:
+    """Refuses what is no probability of something that happened.
+
+    Raises:
+        ValueError: NaN, zero, negative or above one.
+    """
+    if propensity is not None and not (math.isfinite(propensity) and 0.0 < propensity <= 1.0):
+        raise ValueError(f"propensity {propensity} is not in (0, 1]; leave it out where it is unknown")
+
+
+class Impression(Record, frozen=True, kw_only=True):
+    """Which items of a slate the user actually saw."""
+
+    event_id: str
+    user_id: str
+    timestamp_ms: int
+    items: Annotated[tuple[SeenItem, ...], Meta(min_length=1, max_length=MAX_SLATE_ITEMS)]
+    request_id: str | None = None
+    policy: str | None = None
+    """The recommender that served it, where no slate on `recommendations` says so."""
+
+    def __post_init__(self) -> None:
+        check_id(self.event_id, field="event_id")
+        check_id(self.user_id, field="user_id")
+        if self.request_id is not None:
+            check_id(self.request_id, field="request_id")
+        check_timestamp(self.timestamp_ms)
+
+
+class Request(Record, frozen=True, kw_only=True):
+    """A page was opened: recommend now, click or not."""
+
+    event_id: str
+    """Becomes the request_id of the answer."""
+    user_id: str
+    timestamp_ms: int
+    k: Annotated[int, Meta(ge=1, le=MAX_SLATE_ITEMS)] | None = None
+    """How many items; `policy.slate_size` where absent."""
+    candidates: Annotated[tuple[str, ...], Meta(max_length=MAX_CANDIDATES)] | None = None
+    """Only these may be recommended; the whole catalogue where absent."""
+    exclude: Annotated[tuple[str, ...], Meta(max_length=MAX_CANDIDATES)] = ()
+
+    def __post_init__(self) -> None:
+        check_id(self.event_id, field="event_id")
+        check_id(self.user_id, field="user_id")
+        check_timestamp(self.timestamp_ms)
+
+
+class Cause(Record, frozen=True, kw_only=True):
+    """The message that led to this record."""
+
+    topic: str
+    partition: Annotated[int, Meta(ge=0)]
+    offset: Offset
+    arrived_at_ms: int
+    """Kafka's timestamp of that message: wall-clock time, also in a replay of old events."""
+
+
+class RecommendedItem(Record, frozen=True, kw_only=True):
+    """One slot of a slate."""
+
+    item_id: str
+    position: Position
+    score: float | None = None
+    """Before noise; absent for an item that no model scored."""
+    source: Source = "exploit"
+    propensity: float | None = None
+    """The exact probability that this item is anywhere in this slate (float64, in (0, 1]); absent where unknown."""
+    propensity_kind: PropensityKind = "none"
+
+    def __post_init__(self) -> None:
+        check_id(self.item_id, field="item_id")
+        check_propensity(self.propensity)
+        if (self.propensity is None) != (self.propensity_kind == "none"):
+            raise ValueError("a propensity and its kind come together: exact or estimated with a number, none without")
+
+
+class Recommendation(Record, frozen=True, kw_only=True):
+    """A slate, as it was served, with all that is needed to weigh what comes of it (PROPENSITIES, section 2)."""
+
+    request_id: str
+    user_id: str
+    policy: str
+    generated_at_ms: int
+    items: Annotated[tuple[RecommendedItem, ...], Meta(max_length=MAX_SLATE_ITEMS)]
+    surface: str = "default"
+    model_version: str | None = None
+    """`<lineage>/<version>` of the one checkpoint that scored the whole slate; absent for other recommenders."""
+    trained_through_ms: int | None = None
+    """Event time of the newest click the model has learnt from."""
+    trained_through_arrival_ms: int | None = None
+    """Kafka's timestamp of that click: the model's age in wall-clock time."""
+    router_probability: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    temperature: Annotated[float, Meta(ge=0.0)] | None = None
+    exploration_slots: Annotated[int, Meta(ge=0)] | None = None
+    eligible_count: Annotated[int, Meta(ge=0)] | None = None
+    candidate_count: Annotated[int, Meta(ge=0)] | None = None
+    history_length: Annotated[int, Meta(ge=0)] | None = None
+    seed: int | None = None
+    """Repeats the draw, given the scores."""
+    cause: Cause | None = None
+
+    def __post_init__(self) -> None:
+        check_id(self.request_id, field="request_id")
+        check_id(self.user_id, field="user_id")
+        check_id(self.policy, field="policy")
+        check_timestamp(self.generated_at_ms, field="generated_at_ms")
+        if len({item.item_id for item in self.items}) < len(self.items):
+            raise ValueError("an item stands twice in the slate; serve each once")
+
+
+class Item(Record, frozen=True, kw_only=True):
+    """What the catalogue says of an item; a tombstone (null value) withdraws it."""
+
+    item_id: str
+    title: Annotated[str, Meta(max_length=1_000)] | None = None
+    category: Annotated[str, Meta(max_length=256)] | None = None
+    available: bool = True
+
+    def __post_init__(self) -> None:
+        check_id(self.item_id, field="item_id")
+
+
+class ModelAnnouncement(Record, frozen=True, kw_only=True):
+    """A checkpoint that scoring workers shall serve from."""
+
+    model: str
+    lineage: str
+    """A full retrain begins a new lineage; versions count within one."""
+    version: Annotated[int, Meta(ge=1)]
+    path: str
+    """The checkpoint's folder, as the trainer sees it."""
+    manifest_sha256: str
+    created_at_ms: int
+    examples_trained: Annotated[int, Meta(ge=0)]
+    trained_through_ms: int | None = None
+    trained_through_arrival_ms: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The version as recommendations carry it."""
+        return f"{self.lineage}/{self.version}"

@@ -1,0 +1,1 @@
+"""Examples in, checkpoints out: predict, weigh, learn, publish."""

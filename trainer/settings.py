@@ -1,0 +1,82 @@
+"""Settings of the trainer, of the full retrain and of the gate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from model.settings import Section
+
+
+class TrainerSettings(Section):
+    """Learning from the stream in micro-batches."""
+
+    loss: Literal["bpr", "bce", "cross_entropy"] = "bpr"
+    """What a click against the catalogue costs: BPR with sampled negatives, BCE (the paper) or full cross-entropy."""
+    negatives: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """Items drawn as negatives for a micro-batch (bpr, bce)."""
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
+    """Adam's step size."""
+    gradient_norm: Annotated[float, Field(gt=0.0)] = 5.0
+    """Largest L2 norm of a micro-batch's gradient; longer ones are shortened to it."""
+    min_batch: Annotated[int, Field(ge=1)] = 32
+    """Examples that are learnt at once when the trainer keeps up; fewer only after `max_wait_seconds`."""
+    max_batch: Annotated[int, Field(ge=1)] = 1_024
+    """Examples learnt at once when it is behind."""
+    max_wait_seconds: Annotated[float, Field(ge=0.0)] = 0.5
+    """Longest wait for `min_batch` examples, in seconds."""
+    in_slate_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the pairs inside a slate, PROPENSITIES term (a), beside the catalogue term (b)."""
+    propensity_cap: Annotated[float, Field(ge=1.0)] | None = None
+    """Largest 1/propensity. Absent: the largest cap that keeps the effective sample size of the window at `min_effective_share`."""
+    min_effective_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.35
+    """Effective sample size over the number of clicks in the window that the adaptive cap keeps."""
+    position_bias: Annotated[float, Field(ge=0.0, le=5.0)] = 0.5
+    """theta_k = 1 / (k + 1) ** position_bias, never below 0.05: the chance that slot k is looked at, where no impression says so."""
+    replay_share: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    """Replayed users per user of a micro-batch."""
+    replay_users: Annotated[int, Field(ge=0)] = 20_000
+    """Users whose last sequence is kept for replay: a reservoir, uniform over time."""
+    max_items: Annotated[int, Field(ge=1)] = 1_000_000
+    """Rows of the item table; the least recently used goes when another comes."""
+    publish_seconds: Annotated[float, Field(gt=0.0)] = 5.0
+    """Time between published checkpoints, in seconds, when something was learnt."""
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 8
+    """Checkpoints kept on disk per lineage; the live one and promoted ones always stay."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """CPU threads of torch."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network learns; auto takes CUDA when it is there."""
+    seed: int = 1
+    """Of weights, dropout, negatives and replay."""
+
+
+class RetrainSettings(Section):
+    """The scheduled full retrain from the `sequences` topic."""
+
+    cron: str = "17 4 * * *"
+    """When, as a five-field cron expression in UTC."""
+    epochs: Annotated[int, Field(ge=1)] = 20
+    """Passes over all sequences, at most."""
+    max_seconds: Annotated[float, Field(gt=0.0)] = 1_800.0
+    """Longest training time, in seconds; the pass under way is finished early."""
+    batch_users: Annotated[int, Field(ge=1)] = 128
+    """Users per step."""
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
+    """Adam's step size."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """CPU threads of torch while retraining."""
+
+
+class GateSettings(Section):
+    """When a retrained challenger replaces the live champion (invariant I6)."""
+
+    min_events: Annotated[int, Field(ge=1)] = 200
+    """Clicks, none of them learnt by either model, on which both are judged."""
+    wait_seconds: Annotated[float, Field(ge=0.0)] = 600.0
+    """How long the gate waits for so many, in seconds; then the champion stays."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """Confidence of the interval for the difference in NDCG@10; its lower end must lie above -`tolerance`."""
+    tolerance: Annotated[float, Field(ge=0.0)] = 0.0
+    """How much worse in NDCG@10 the challenger may be at the lower end of the interval."""
