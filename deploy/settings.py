@@ -31,7 +31,9 @@ class ScoringSettings(Section):
     max_wait_ms: Annotated[float, Field(ge=0.0)] = 2.0
     """How long a user waits for others to be ranked with, in milliseconds."""
     max_users: Annotated[int, Field(ge=1)] = 1_000_000
-    """Users whose sequence is held in memory; the least recently active goes, and is treated as unknown until the next click."""
+    """Users whose sequence is held in memory; the least recently active goes, and is treated as unknown until
+    the next click.
+    """
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of torch."""
     checkpoint: Path | None = None
@@ -60,7 +62,9 @@ class ObserveSettings(Section):
     metrics_host: str = "127.0.0.1"
     """Where each process serves Prometheus metrics."""
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 0
-    """Port of the endpoint; 0 takes a free one, which the process logs and writes to `state.directory`/processes/<name>.json."""
+    """Port of the endpoint; 0 takes a free one, which the process logs and writes to
+    `state.directory`/processes/<name>.json.
+    """
 
 
 class Settings(BaseSettings):

@@ -1,8 +1,8 @@
 """The records on the topics, with their bounds: a broken one cannot exist.
 
-Clicks, impressions, requests, recommendations, items and model announcements are JSON, so that any Kafka client can write and
-read them. Unknown fields are ignored on reading, so that a record may grow. Every text id holds 1 to 256 bytes of UTF-8 without
-NUL; every timestamp is in milliseconds since 1970 and lies between 1980 and 2100.
+Clicks, impressions, requests, recommendations, items and model announcements are JSON, so that any Kafka client can
+write and read them. Unknown fields are ignored on reading, so that a record may grow. Every text id holds 1 to 256 bytes
+of UTF-8 without NUL; every timestamp is in milliseconds since 1970 and lies between 1980 and 2100.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class Click(Record, frozen=True, kw_only=True):
     item_id: str
     timestamp_ms: int
     request_id: str | None = None
-    """The slate the item was chosen from; absent for a click nobody served (organic) or where the page does not know."""
+    """The slate the item was chosen from; absent for a click nobody served (organic) or where the page does not
+    know.
+    """
     position: Position | None = None
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """What the stream teaches the trainer: self-contained examples, MessagePack on the internal topic `examples`.
 
-An example's id is the position of the event that caused it (topic, partition, offset) and an index, and it stands in the partition
-of that number. Examples of one source partition are sent in the order of their ids, so whatever arrives twice repeats a prefix,
-and a reader that remembers one highest id per source partition drops every repeat (invariant I1).
+An example's id is the position of the event that caused it (topic, partition, offset) and an ordinal, and it stands in
+the partition of that number. Examples of one source partition are sent in the order of their ids, so whatever arrives
+twice repeats a prefix, and a reader that remembers one highest id per source partition drops every repeat (invariant I1).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ExampleId(NamedTuple):
     source: str
     partition: int
     offset: int
-    index: int
+    ordinal: int
 
 
 class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -67,7 +67,8 @@ class ShownItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class SlateExample(msgspec.Struct, frozen=True, array_like=True, tag="slate", gc=False):
     """A slate whose window is over, or (`correction`) a click on it that came later.
 
-    A correction repeats the slate with only the late item marked as clicked: its pairs are new, the others were learnt already.
+    A correction repeats the slate with only the late item marked as clicked: its pairs are new, the others were
+    learnt already.
     """
 
     id: ExampleId

@@ -17,7 +17,9 @@ class KafkaSettings(Section):
     """Which Kafka, and how its topics are laid out."""
 
     bootstrap_servers: Annotated[str, Field(min_length=1)] = "127.0.0.1:9092"
-    """Comma-separated host:port list. `sasrec-stream up` puts its own broker's address here unless a settings file, the environment or `--bootstrap-servers` names one."""
+    """Comma-separated host:port list. `sasrec-stream up` puts its own broker's address here unless a settings
+    file, the environment or `--bootstrap-servers` names one.
+    """
     topic_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = "recs."
     """Before every topic name, consumer group and Faust app id, so that several installations share one Kafka."""
     partitions: Annotated[int, Field(ge=1, le=1024)] = 4
@@ -50,7 +52,9 @@ class StreamSettings(Section):
     max_open_slates: Annotated[int, Field(ge=1, le=1_000)] = 8
     """Slates per user whose window is open; the oldest is closed early when another comes."""
     lateness_seconds: Annotated[int, Field(ge=0)] = 86_400
-    """A click older than the user's newest by more than this, in seconds of event time, is counted as late and changes nothing."""
+    """A click older than the user's newest by more than this, in seconds of event time, is counted as late and
+    changes nothing.
+    """
     max_future_seconds: Annotated[int, Field(ge=0)] = 300
     """An event dated further ahead of the wall clock goes to the dead letters, in seconds."""
     chunk_records: Annotated[int, Field(ge=1, le=100_000)] = 2_000

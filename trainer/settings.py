@@ -29,11 +29,15 @@ class TrainerSettings(Section):
     in_slate_weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of the pairs inside a slate, PROPENSITIES term (a), beside the catalogue term (b)."""
     propensity_cap: Annotated[float, Field(ge=1.0)] | None = None
-    """Largest 1/propensity. Absent: the largest cap that keeps the effective sample size of the window at `min_effective_share`."""
+    """Largest 1/propensity. Absent: the largest cap that keeps the effective sample size of the window at
+    `min_effective_share`.
+    """
     min_effective_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.35
     """Effective sample size over the number of clicks in the window that the adaptive cap keeps."""
     position_bias: Annotated[float, Field(ge=0.0, le=5.0)] = 0.5
-    """theta_k = 1 / (k + 1) ** position_bias, never below 0.05: the chance that slot k is looked at, where no impression says so."""
+    """theta_k = 1 / (k + 1) ** position_bias, never below 0.05: the chance that slot k is looked at, where no
+    impression says so.
+    """
     replay_share: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
     """Replayed users per user of a micro-batch."""
     replay_users: Annotated[int, Field(ge=0)] = 20_000
