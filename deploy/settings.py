@@ -1,7 +1,8 @@
 """All settings in one tree, from a TOML file and the environment; unknown keys are refused by their dotted name.
 
 A value comes from, in this order: the command line, the environment (`SASREC__TRAINER__LOSS=bce`), the TOML file
-(`--settings FILE`, else `SASREC_SETTINGS`, else `sasrec-stream.toml` where it exists), the default in the owner's section.
+(`--settings FILE`, else `SASREC_SETTINGS`, else `sasrec-stream.toml` where it exists), the default in the owner's
+section.
 """
 
 from __future__ import annotations

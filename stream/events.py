@@ -1,8 +1,8 @@
 """The records on the topics, with their bounds: a broken one cannot exist.
 
 Clicks, impressions, requests, recommendations, items and model announcements are JSON, so that any Kafka client can
-write and read them. Unknown fields are ignored on reading, so that a record may grow. Every text id holds 1 to 256 bytes
-of UTF-8 without NUL; every timestamp is in milliseconds since 1970 and lies between 1980 and 2100.
+write and read them. Unknown fields are ignored on reading, so that a record may grow. Every text id holds 1 to 256
+bytes of UTF-8 without NUL; every timestamp is in milliseconds since 1970 and lies between 1980 and 2100.
 """
 
 from __future__ import annotations

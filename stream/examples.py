@@ -2,7 +2,7 @@
 
 An example's id is the position of the event that caused it (topic, partition, offset) and an ordinal, and it stands in
 the partition of that number. Examples of one source partition are sent in the order of their ids, so whatever arrives
-twice repeats a prefix, and a reader that remembers one highest id per source partition drops every repeat (invariant I1).
+twice repeats a prefix, and a reader that remembers one highest id per source partition drops every repeat (I1).
 """
 
 from __future__ import annotations
