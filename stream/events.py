@@ -24,6 +24,10 @@ Source = Literal["exploit", "explore", "fixed"]
 
 Position = Annotated[int, Meta(ge=0, lt=MAX_SLATE_ITEMS)]
 Offset = Annotated[int, Meta(ge=0)]
+# These three state their bounds in the JSON Schema; the records check them when made, with words that say what to do.
+Id = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_ID_BYTES})]
+TimestampMs = Annotated[int, Meta(extra_json_schema={"minimum": EARLIEST_MS, "maximum": LATEST_MS})]
+Propensity = Annotated[float, Meta(extra_json_schema={"exclusiveMinimum": 0, "maximum": 1})]
 
 
 def check_id(text: str, *, field: str) -> None:
@@ -62,11 +66,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
 class Click(Record, frozen=True, kw_only=True):
     """A user chose an item."""
 
-    event_id: str
-    user_id: str
-    item_id: str
-    timestamp_ms: int
-    request_id: str | None = None
+    event_id: Id
+    user_id: Id
+    item_id: Id
+    timestamp_ms: TimestampMs
+    request_id: Id | None = None
     """The slate the item was chosen from; absent for a click nobody served (organic) or where the page does not
     know.
     """
@@ -84,9 +88,9 @@ class Click(Record, frozen=True, kw_only=True):
 class SeenItem(Record, frozen=True, kw_only=True):
     """An item that came into the user's view."""
 
-    item_id: str
+    item_id: Id
     position: Position | None = None
-    propensity: float | None = None
+    propensity: Propensity | None = None
     """Only for logs of other systems; for a slate on `recommendations` the logged one counts, never the client's."""
 
     def __post_init__(self) -> None:
@@ -107,11 +111,11 @@ def check_propensity(propensity: float | None) -> None:
 class Impression(Record, frozen=True, kw_only=True):
     """Which items of a slate the user actually saw."""
 
-    event_id: str
-    user_id: str
-    timestamp_ms: int
+    event_id: Id
+    user_id: Id
+    timestamp_ms: TimestampMs
     items: Annotated[tuple[SeenItem, ...], Meta(min_length=1, max_length=MAX_SLATE_ITEMS)]
-    request_id: str | None = None
+    request_id: Id | None = None
     policy: str | None = None
     """The recommender that served it, where no slate on `recommendations` says so."""
 
@@ -126,15 +130,15 @@ class Impression(Record, frozen=True, kw_only=True):
 class Request(Record, frozen=True, kw_only=True):
     """A page was opened: recommend now, click or not."""
 
-    event_id: str
+    event_id: Id
     """Becomes the request_id of the answer."""
-    user_id: str
-    timestamp_ms: int
+    user_id: Id
+    timestamp_ms: TimestampMs
     k: Annotated[int, Meta(ge=1, le=MAX_SLATE_ITEMS)] | None = None
     """How many items; `policy.slate_size` where absent."""
-    candidates: Annotated[tuple[str, ...], Meta(max_length=MAX_CANDIDATES)] | None = None
+    candidates: Annotated[tuple[Id, ...], Meta(max_length=MAX_CANDIDATES)] | None = None
     """Only these may be recommended; the whole catalogue where absent."""
-    exclude: Annotated[tuple[str, ...], Meta(max_length=MAX_CANDIDATES)] = ()
+    exclude: Annotated[tuple[Id, ...], Meta(max_length=MAX_CANDIDATES)] = ()
 
     def __post_init__(self) -> None:
         check_id(self.event_id, field="event_id")
@@ -155,12 +159,12 @@ class Cause(Record, frozen=True, kw_only=True):
 class RecommendedItem(Record, frozen=True, kw_only=True):
     """One slot of a slate."""
 
-    item_id: str
+    item_id: Id
     position: Position
     score: float | None = None
     """Before noise; absent for an item that no model scored."""
     source: Source = "exploit"
-    propensity: float | None = None
+    propensity: Propensity | None = None
     """The exact probability that this item is anywhere in this slate (float64, in (0, 1]); absent where unknown."""
     propensity_kind: PropensityKind = "none"
 
@@ -174,10 +178,10 @@ class RecommendedItem(Record, frozen=True, kw_only=True):
 class Recommendation(Record, frozen=True, kw_only=True):
     """A slate, as it was served, with all that is needed to weigh what comes of it (PROPENSITIES, section 2)."""
 
-    request_id: str
-    user_id: str
-    policy: str
-    generated_at_ms: int
+    request_id: Id
+    user_id: Id
+    policy: Id
+    generated_at_ms: TimestampMs
     items: Annotated[tuple[RecommendedItem, ...], Meta(max_length=MAX_SLATE_ITEMS)]
     surface: str = "default"
     model_version: str | None = None
@@ -208,7 +212,7 @@ class Recommendation(Record, frozen=True, kw_only=True):
 class Item(Record, frozen=True, kw_only=True):
     """What the catalogue says of an item; a tombstone (null value) withdraws it."""
 
-    item_id: str
+    item_id: Id
     title: Annotated[str, Meta(max_length=1_000)] | None = None
     category: Annotated[str, Meta(max_length=256)] | None = None
     available: bool = True
