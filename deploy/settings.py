@@ -7,17 +7,24 @@ section.
 
 from __future__ import annotations
 
+import difflib
+import functools
 import os
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from model.settings import ModelSettings, PolicySettings, Section
 from stream.settings import KafkaSettings, StreamSettings
 from trainer.settings import GateSettings, RetrainSettings, TrainerSettings
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+Tree = Mapping[str, Any]
 
 DEFAULT_FILE = Path("sasrec-stream.toml")
 FILE_VARIABLE = "SASREC_SETTINGS"
@@ -68,12 +75,8 @@ class ObserveSettings(Section):
     """
 
 
-class Settings(BaseSettings):
+class Settings(Section):
     """Every section, each next to its owner."""
-
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, use_attribute_docstrings=True
-    )
 
     kafka: KafkaSettings = KafkaSettings()
     stream: StreamSettings = StreamSettings()
@@ -97,41 +100,81 @@ class Settings(BaseSettings):
         """The registry's database, SQLite in the state folder unless set."""
         return self.registry.url or f"sqlite:///{(self.state.directory / 'registry.db').absolute()}"
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base class names it
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base class names it
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Command line before environment before file; no .env, no secrets folder."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, settings_file())
 
-
-def settings_file() -> Path | None:
-    """The TOML file in force, or None.
-
-    Raises:
-        ValueError: SASREC_SETTINGS names a file that does not exist.
-    """
-    named = os.environ.get(FILE_VARIABLE)
-    if named is None:
-        return DEFAULT_FILE if DEFAULT_FILE.exists() else None
-    if not Path(named).is_file():
-        raise ValueError(f"{FILE_VARIABLE} names {named}, which is no file; write it or unset {FILE_VARIABLE}")
-    return Path(named)
-
-
-def load_settings(**overrides: Mapping[str, Any]) -> Settings:
+def load_settings(file: Path | None = None, **overrides: Tree) -> Settings:
     """Reads file and environment; `overrides` are sections from the command line, such as `kafka={"partitions": 8}`.
 
     Raises:
-        ValueError: one line for each wrong key, with its dotted name.
+        ValueError: one line that names each wrong key, where it was set, and the nearest known one.
     """
+    sources = (_read_file(file or settings_file()), *_read_environment(os.environ), overrides)
+    nothing: Tree = {}
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic builds the sections from mappings
+        return Settings.model_validate(functools.reduce(_merged, sources, nothing))
     except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in wrong['loc'])}: {wrong['msg']}" for wrong in error.errors()]
-        raise ValueError("settings: " + "; ".join(lines)) from error
+        raise ValueError("settings: " + "; ".join(_explained(wrong) for wrong in error.errors())) from error
+
+
+def settings_file() -> Path | None:
+    """The TOML file that is read where none is named on the command line, or None."""
+    if named := os.environ.get(FILE_VARIABLE):
+        return Path(named)
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def dotted_keys() -> list[str]:
+    """Every setting by its dotted name, in the order of the sections."""
+    return [
+        f"{section}.{key}"
+        for section, field in Settings.model_fields.items()
+        for key in type(field.default).model_fields
+    ]
+
+
+def environment_variable(dotted_key: str) -> str:
+    """The environment variable that sets a key: `SASREC__TRAINER__LOSS` for `trainer.loss`."""
+    return ENV_PREFIX + dotted_key.upper().replace(".", "__")
+
+
+def _read_file(file: Path | None) -> Tree:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"settings: {file}: {error.strerror}; correct --settings or {FILE_VARIABLE}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"settings: {file} is not TOML: {error}") from error
+
+
+def _read_environment(variables: Mapping[str, str]) -> Iterator[Tree]:
+    for name, value in variables.items():
+        if name.startswith(ENV_PREFIX):
+            keys = name.removeprefix(ENV_PREFIX).lower().split("__")
+            yield functools.reduce(lambda tree, key: {key: tree}, reversed(keys), value)  # type: ignore[arg-type]  # the innermost is text
+
+
+def _merged(under: Tree, over: Tree) -> Tree:
+    """Both trees; where both set a key, `over` wins."""
+    both = {
+        key: _merged(under[key], over[key])
+        for key in under.keys() & over.keys()
+        if isinstance(under[key], Mapping) and isinstance(over[key], Mapping)
+    }
+    return {**under, **over, **both}
+
+
+def _explained(wrong: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in wrong["loc"])
+    variables = [name for name in os.environ if name.startswith(environment_variable(key))]
+    where = f" (set by {variables[0]})" if variables else ""
+    if wrong["type"] != "extra_forbidden":
+        return f"{key}{where}: {wrong['msg']}"
+    return f"{key}{where}: no such setting" + _nearest(key, wrong["input"])
+
+
+def _nearest(key: str, value: object) -> str:
+    """What was probably meant by an unknown section or key; `value` is what it was set to."""
+    unknown = f"{key}.{next(iter(value), '')}" if isinstance(value, Mapping) else key
+    near = difflib.get_close_matches(unknown, dotted_keys(), n=1)
+    return f"; did you mean {near[0]}?" if near else "; `sasrec-stream settings` lists them all"
