@@ -1,0 +1,187 @@
+"""What is kept of a user: the sequence, the slates, the offsets folded in, the accounts.
+
+One `UserState` is one row of the Faust table and one record on `sequences`, in MessagePack: arrays in field order, no
+field names, times as gaps. New fields are appended with a default, so that older records stay readable.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from itertools import accumulate, pairwise
+from typing import get_args
+
+import msgspec
+
+from stream.events import Cause, PropensityKind, Source
+from stream.topics import CLICKS
+
+SECOND_MS = 1_000
+NEVER = -1
+
+KINDS: tuple[PropensityKind, ...] = get_args(PropensityKind)
+SOURCES: tuple[Source, ...] = get_args(Source)
+"""Stored by index: append to the two, never reorder."""
+
+
+class Times(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Ascending times, as the newest one and the gaps before it: one to three bytes each instead of nine."""
+
+    newest_ms: int = 0
+    gaps: tuple[int, ...] = ()
+    """Between neighbours, oldest first, in units of `unit_ms`."""
+    unit_ms: int = SECOND_MS
+    """1,000 as long as every gap is whole seconds, else 1."""
+
+    def to_ms(self) -> tuple[int, ...]:
+        """The times themselves, oldest first: one more than there are gaps."""
+        steps = (gap * self.unit_ms for gap in reversed(self.gaps))
+        return tuple(accumulate(steps, int.__sub__, initial=self.newest_ms))[::-1]
+
+    def then(self, time_ms: int, *, keep: int) -> Times:
+        """The newest `keep` (two or more) of these and of one that is not older than any."""
+        gap, rest = divmod(time_ms - self.newest_ms, self.unit_ms)
+        if rest:
+            return times_of((*self.to_ms(), time_ms)[-keep:])
+        return Times(time_ms, (*self.gaps, gap)[1 - keep :], self.unit_ms)
+
+
+def times_of(times_ms: Iterable[int]) -> Times:
+    """One ascending time or more as gaps, in whole seconds where that loses nothing."""
+    times = tuple(times_ms)
+    gaps = tuple(later - earlier for earlier, later in pairwise(times))
+    if any(gap % SECOND_MS for gap in gaps):
+        return Times(times[-1], gaps, 1)
+    return Times(times[-1], tuple(gap // SECOND_MS for gap in gaps))
+
+
+class Applied(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The highest offset folded in, per source topic; what stands at or before it changes nothing any more."""
+
+    clicks: int = NEVER
+    impressions: int = NEVER
+    recommendations: int = NEVER
+
+
+class Accounts(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How every event of the user ended (I2), counted in the state itself and so as exactly as the state.
+
+    Clicks that were applied are `UserState.clicks_applied`; seen items still open are counted from the open slates.
+    """
+
+    clicks_duplicate: int = 0
+    clicks_late: int = 0
+    impressions: int = 0
+    """Impression messages folded in; the counts of items below and those open add up to `items_seen`."""
+    items_seen: int = 0
+    items_clicked: int = 0
+    items_expired: int = 0
+    items_duplicate: int = 0
+    items_late: int = 0
+    slates: int = 0
+    """Recommendation messages that opened or completed a slate."""
+    slates_duplicate: int = 0
+    slates_late: int = 0
+
+
+class SlateClick(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A click that belongs to a slate: which slot, when, and whether it named the slate's request_id."""
+
+    slot: int
+    at_ms: int
+    named: bool
+
+
+class Slate(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What was served at once, column by column, with what came of it. A slot is an index into `items`."""
+
+    request_id: str
+    policy: str
+    surface: str | None
+    """None for a slate of which only impressions are known."""
+    served_at_ms: int
+    items: tuple[str, ...]
+    positions: tuple[int | None, ...]
+    """Empty where slot and position agree."""
+    propensities: tuple[float | None, ...]
+    """Empty where none is known."""
+    kinds: bytes
+    """Per slot an index into `KINDS`; empty where none is known."""
+    sources: bytes
+    """Per slot an index into `SOURCES`."""
+    seen: tuple[int, ...] = ()
+    """Slots that came into view, ascending."""
+    clicks: tuple[SlateClick, ...] = ()
+    router_probability: float = 1.0
+
+
+class ParkedClick(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A click that named a slate nobody knows yet. The sequence has it; its example waits for the slate."""
+
+    request_id: str
+    item_id: str
+    at_ms: int
+    arrived_at_ms: int
+    context: tuple[str, ...]
+
+
+class UserState(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Everything the stream knows of one user."""
+
+    items: tuple[str, ...] = ()
+    """The last items chosen, oldest first."""
+    times: Times = Times()
+    """One per item; meaningless while there is none."""
+    clicks_applied: int = 0
+    """Ever, also those that have fallen off `items`."""
+    applied: Applied = Applied()
+    click: tuple[int, int, int] | None = None
+    """Partition, offset and arrival of `cause`."""
+    clock_ms: int = 0
+    """Event time of the newest event of any kind."""
+    event_ids: bytes = b""
+    """Eight bytes of hash for each of the last clicks: the same event_id is the same click, whatever it says."""
+    accounts: Accounts = Accounts()
+    slates: tuple[Slate, ...] = ()
+    """Open, in the order in which they became known."""
+    closed: tuple[Slate, ...] = ()
+    """The last ones closed, kept so that what comes late corrects them."""
+    parked: tuple[ParkedClick, ...] = ()
+
+    @property
+    def times_ms(self) -> tuple[int, ...]:
+        """Event times of `items`."""
+        return self.times.to_ms() if self.items else ()
+
+    @property
+    def cause(self) -> Cause | None:
+        """The click that this write answers; None where only slates or impressions changed.
+
+        A duplicate leaves it standing, so that a cause may be written again, never with another offset.
+        """
+        if self.click is None:
+            return None
+        partition, offset, arrived_at_ms = self.click
+        return Cause(topic=CLICKS, partition=partition, offset=offset, arrived_at_ms=arrived_at_ms)
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+@functools.cache
+def _decoder() -> msgspec.msgpack.Decoder[UserState]:
+    return msgspec.msgpack.Decoder(UserState)
+
+
+def encode_state(state: UserState) -> bytes:
+    """MessagePack; the same state is always the same bytes."""
+    return _encoder.encode(state)
+
+
+def decode_state(raw: bytes) -> UserState:
+    """Reads what `encode_state` wrote.
+
+    Raises:
+        msgspec.DecodeError: not a user's state.
+    """
+    return _decoder().decode(raw)
