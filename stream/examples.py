@@ -34,6 +34,8 @@ class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
     propensity_kind: PropensityKind
     source: Source
     router_probability: float = 1.0
+    rivals: tuple[tuple[float, float], ...] = ()
+    """(router probability, propensity of this item) of every other recommender of the surface, where all are known."""
 
 
 class ClickExample(msgspec.Struct, frozen=True, array_like=True, tag="click", gc=False):
