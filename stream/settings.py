@@ -30,6 +30,10 @@ class KafkaSettings(Section):
     """How long topics that are not compacted keep messages, in hours."""
     max_message_bytes: Annotated[int, Field(ge=1_024)] = 1_000_000
     """Largest message read or written, in bytes."""
+    max_batch_bytes: Annotated[int, Field(ge=1_024, le=64_000_000)] = 16_000_000
+    """Largest batch that the stream worker appends to `sequences` or `examples` at once, in bytes; only used when
+    `topics create` makes them and by the worker, which cuts its batches at it.
+    """
 
     def topic(self, name: str) -> str:
         """The full name on the broker."""

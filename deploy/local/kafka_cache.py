@@ -1,0 +1,46 @@
+"""The user's cache: what is fetched or made once, and never changes afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where this program keeps what it can always fetch or make again: XDG_CACHE_HOME, else ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sasrec-stream"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the lock of that file; the operating system lets go of it when its holder dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def made_once(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """The folder, filled by `fill` unless it stands already.
+
+    It is filled aside and then renamed, so what an interrupted fill leaves is never used; of two processes, the second
+    waits and takes what the first has made.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(f"{folder.name}.lock")):
+        if not folder.is_dir():
+            _fill_aside(folder, fill)
+    return folder
+
+
+def _fill_aside(folder: Path, fill: Callable[[Path], None]) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.aside-") as aside:
+        filled = Path(aside) / folder.name
+        filled.mkdir()
+        fill(filled)
+        filled.rename(folder)

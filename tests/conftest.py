@@ -1,0 +1,58 @@
+"""One real Kafka for the whole session, and topics of its own for every test."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from deploy.local.kafka import LocalKafka
+from deploy.local.kafka_jvm import find_jvm
+from stream.admin import create_topics
+from stream.clients import admin
+from stream.settings import KafkaSettings
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
+    """The broker of the session, on a free port; without Java or jars its tests are skipped, but never in CI."""
+    try:
+        find_jvm(report=lambda _: None)
+    except ValueError as error:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(f"no local Kafka can be had: {error}")
+    local = LocalKafka(tmp_path_factory.mktemp("kafka"), port=0)
+    local.start()
+    yield local
+    local.stop()
+
+
+@pytest.fixture
+def kafka(broker: LocalKafka) -> Iterator[KafkaSettings]:
+    """Settings with a prefix that only this test has, and its topics."""
+    settings = KafkaSettings(
+        bootstrap_servers=broker.bootstrap_servers, topic_prefix=f"test-{uuid.uuid4().hex[:12]}.", partitions=2
+    )
+    create_topics(settings)
+    yield settings
+    with admin(settings) as client:
+        client.delete_topics([name for name in client.list_topics() if name.startswith(settings.topic_prefix)])
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], Any]], Any]:
+    """Asks again until the answer is true and gives it back; a test waits for a condition, never for a time."""
+
+    def wait(condition: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the condition answers
+        deadline = time.monotonic() + 60.0
+        while not (answer := condition()):
+            assert time.monotonic() < deadline, "the condition did not come true in a minute"
+            time.sleep(0.02)  # reason: between two questions
+        return answer
+
+    return wait
