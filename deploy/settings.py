@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from deploy.local.settings import AudienceSettings, SupervisorSettings
 from model.settings import ModelSettings, PolicySettings, Section
 from stream.settings import KafkaSettings, StreamSettings
 from trainer.settings import GateSettings, RetrainSettings, TrainerSettings
@@ -89,6 +90,8 @@ class Settings(Section):
     registry: RegistrySettings = RegistrySettings()
     state: StateSettings = StateSettings()
     observe: ObserveSettings = ObserveSettings()
+    supervisor: SupervisorSettings = SupervisorSettings()
+    audience: AudienceSettings = AudienceSettings()
 
     @property
     def checkpoints(self) -> Path:
