@@ -116,11 +116,15 @@ class Slate(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ParkedClick(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A click that named a slate nobody knows yet. The sequence has it; its example waits for the slate."""
+    """A click on its way to an example; in a state, one that names a slate which nobody knows yet.
 
-    request_id: str
+    The sequence has it already; only its example waits for the slate.
+    """
+
     item_id: str
     at_ms: int
+    request_id: str | None
+    position: int | None
     arrived_at_ms: int
     context: tuple[str, ...]
 

@@ -55,6 +55,10 @@ class StreamSettings(Section):
     """How long after a slate was served a click still belongs to it, in seconds of event time."""
     max_open_slates: Annotated[int, Field(ge=1, le=1_000)] = 8
     """Slates per user whose window is open; the oldest is closed early when another comes."""
+    remembered_slates: Annotated[int, Field(ge=0, le=1_000)] = 2
+    """Closed slates per user that a late click or impression still corrects."""
+    max_parked_clicks: Annotated[int, Field(ge=1, le=1_000)] = 8
+    """Clicks per user that wait for the slate they name; the oldest goes out without it when another comes."""
     lateness_seconds: Annotated[int, Field(ge=0)] = 86_400
     """A click older than the user's newest by more than this, in seconds of event time, is counted as late and
     changes nothing.

@@ -1,0 +1,284 @@
+"""The next state of one user while one event is folded in: slates open, are seen, clicked and closed.
+
+The order in which topics are read must not show in the end (I9). So a slate keeps what was clicked of it, with the time
+of the click and whether the click named it; a click that names none belongs to the newest slate that showed the item
+at its time, also where that slate becomes known later; and what changes a closed slate goes out as a correction.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Literal, NamedTuple
+
+from msgspec.structs import asdict, replace
+
+from stream import slates
+from stream.events import Impression, Recommendation, SeenItem
+from stream.examples import ClickExample, Example, ExampleId, Served, SlateExample
+from stream.sequences import SECOND_MS, Accounts, ParkedClick, Slate, SlateClick, UserState
+from stream.settings import StreamSettings
+
+
+class Arrival(NamedTuple):
+    """Where an event stood (`source` is the topic without the prefix), and Kafka's timestamp of it."""
+
+    source: str
+    partition: int
+    offset: int
+    at_ms: int
+
+
+class Draft:
+    """One event's changes, gathered before they become the next state; the state it began from stays as it is."""
+
+    def __init__(self, state: UserState, user_id: str, arrival: Arrival, settings: StreamSettings) -> None:
+        self.state = state
+        self.user_id = user_id
+        self.arrival = arrival
+        self.settings = settings
+        self.window_ms = settings.attribution_window_seconds * SECOND_MS
+        self.open = {slate.request_id: slate for slate in state.slates}
+        self.closed = {slate.request_id: slate for slate in state.closed}
+        self.parked = list(state.parked)
+        self.counted: Counter[str] = Counter()
+        self.examples: list[Example] = []
+
+    def finish(self, clock_ms: int) -> UserState:
+        """The next state, after what is over by this event time was closed and the bounds were kept."""
+        self._release_overdue(clock_ms)
+        self._close_overdue(clock_ms)
+        self._forget(clock_ms)
+        return replace(
+            self.state,
+            clock_ms=clock_ms,
+            accounts=added(self.state.accounts, self.counted),
+            slates=tuple(self.open.values()),
+            closed=tuple(self.closed.values()),
+            parked=tuple(self.parked),
+        )
+
+    def click(self, click: ParkedClick) -> None:
+        """Attributes a click that stands in the sequence; its example waits only for a slate that it names."""
+        if click.request_id is None:
+            slate = slates.newest_holding(self._slates(), click.item_id, click.at_ms, self.window_ms)
+        else:
+            slate = self._find(click.request_id)
+        if slate is None and click.request_id is not None:
+            self.parked.append(click)
+        elif slate is None:
+            self._teach_click(click, served=None)
+        else:
+            self._click_in(slate, click)
+
+    def see(self, impression: Impression) -> None:
+        """Marks what came into view in the slate it names, else where it was served, else in a slate of its own."""
+        self.counted.update(impressions=1, items_seen=len(impression.items))
+        named = self._find(impression.request_id or impression.event_id)
+        if named is not None:
+            self._see_in(named, impression.items)
+        elif impression.request_id is not None:
+            self._see_in(self._opened(slates.glimpsed(impression)), impression.items)
+        else:
+            self._see_unnamed(impression)
+
+    def serve(self, recommendation: Recommendation) -> Literal["applied", "duplicate", "late"]:
+        """Opens a slate, or completes the one that an impression opened, and closes the surface's former one."""
+        logged = slates.recommended(recommendation)
+        known = self._find(logged.request_id)
+        if known is not None and known.surface is not None:
+            return "duplicate"
+        if logged.request_id in self.closed:
+            return "late"
+        whole = logged if known is None else slates.completed(known, logged)
+        self.counted["items_late"] += 0 if known is None else len(known.seen) - len(whole.seen)
+        self.open[whole.request_id] = whole
+        self._claim_earlier(whole.request_id)
+        self._release(whole.request_id)
+        for former in [slate for slate in self.open.values() if slate.surface == whole.surface]:
+            if former.request_id != whole.request_id:
+                self._close(former)
+        return "applied"
+
+    def _slates(self) -> list[Slate]:
+        return [*self.open.values(), *self.closed.values()]
+
+    def _find(self, request_id: str) -> Slate | None:
+        return self.open.get(request_id) or self.closed.get(request_id)
+
+    def _opened(self, slate: Slate) -> Slate:
+        self.open[slate.request_id] = slate
+        return slate
+
+    def _click_in(self, slate: Slate, click: ParkedClick) -> None:
+        named = click.request_id is not None
+        whole = slates.with_items(slate, [SeenItem(item_id=click.item_id, position=click.position)])
+        if click.item_id not in whole.items:
+            self._teach_click(click, served=None)
+            return
+        slot = whole.items.index(click.item_id)
+        if named and not slates.is_known(slate):
+            self.parked.append(click)
+        else:
+            self._teach_click(click, served=slates.served(whole, slot, click.position))
+        self._change(slate, slates.with_click(whole, SlateClick(slot, click.at_ms, named)))
+
+    def _see_unnamed(self, impression: Impression) -> None:
+        found: dict[str | None, list[SeenItem]] = {}
+        for item in impression.items:
+            slate = self._slate_showing(item.item_id, impression.timestamp_ms)
+            found.setdefault(slate and slate.request_id, []).append(item)
+        for request_id, items in found.items():
+            known = None if request_id is None else self._find(request_id)
+            self._see_in(known or self._opened(slates.glimpsed(impression)), items)
+
+    def _slate_showing(self, item_id: str, at_ms: int) -> Slate | None:
+        known = self._slates()
+        same = [slate for slate in known if slate.surface is None and slate.served_at_ms == at_ms]
+        logged = [slate for slate in known if slate.surface is not None]
+        return slates.newest_holding(same, item_id, at_ms, 0) or slates.newest_holding(
+            logged, item_id, at_ms, self.window_ms
+        )
+
+    def _see_in(self, slate: Slate, items: Sequence[SeenItem]) -> None:
+        whole = slates.with_items(slate, items)
+        slots = [whole.items.index(item.item_id) for item in items if item.item_id in whole.items]
+        seen = tuple(sorted({*slate.seen, *slots}))
+        self.counted["items_late"] += len(items) - len(slots)
+        self.counted["items_duplicate"] += len(slots) - (len(seen) - len(slate.seen))
+        self._change(slate, replace(whole, seen=seen))
+        if len(whole.items) > len(slate.items):
+            self._claim_earlier(slate.request_id)
+        if slates.is_known(slate):
+            self._release(slate.request_id)
+
+    def _claim_earlier(self, request_id: str) -> None:
+        """Gives an open slate the clicks that were folded before it, or before one of its items, was known."""
+        slate = self.open.get(request_id)
+        if slate is None:
+            return
+        for click in self.parked:
+            if click.request_id == request_id:
+                slate = slates.with_named_click(slate, click)
+        self.open[request_id] = slate
+        for item_id, at_ms in self._chosen_since(slate.served_at_ms):
+            if item_id in slate.items and at_ms <= slate.served_at_ms + self.window_ms:
+                self._claim_unnamed(request_id, item_id, at_ms)
+
+    def _chosen_since(self, at_ms: int) -> list[tuple[str, int]]:
+        if self.state.times.newest_ms < at_ms:
+            return []
+        times_ms = self.state.times_ms
+        since = bisect_left(times_ms, at_ms)
+        return list(zip(self.state.items[since:], times_ms[since:], strict=True))
+
+    def _claim_unnamed(self, request_id: str, item_id: str, at_ms: int) -> None:
+        slate = self.open[request_id]
+        if any((click.item_id, click.at_ms) == (item_id, at_ms) for click in self.parked):
+            return
+        owner = next((other for other in self._slates() if slates.click_on(other, item_id, at_ms)), None)
+        if owner is not None:
+            claim = slates.click_on(owner, item_id, at_ms)
+            is_settled = claim is None or claim.named or owner.request_id in self.closed
+            if is_settled or slates.age_order(owner) >= slates.age_order(slate):
+                return
+            self.open[owner.request_id] = slates.without_click(owner, claim)
+        slot = slate.items.index(item_id)
+        self.open[request_id] = slates.with_click(slate, SlateClick(slot, at_ms, named=False))
+
+    def _change(self, before: Slate, after: Slate) -> None:
+        """Puts a slate in its place; one that is closed already sends what is new about it."""
+        if after.request_id in self.open:
+            self.open[after.request_id] = after
+            return
+        self.closed[after.request_id] = after
+        clicked = slates.clicked(after) - slates.clicked(before)
+        seen = set(after.seen) - set(before.seen)
+        self._account_seen(seen, slates.clicked(after))
+        recalled = len(clicked & set(before.seen))
+        self.counted.update(items_clicked=recalled, items_expired=-recalled)
+        if clicked or seen:
+            first = slates.is_quiet(before)
+            self._teach_slate(after, slates.clicked(after) if first else clicked, correction=not first)
+
+    def _account_seen(self, seen: Collection[int], clicked: Collection[int]) -> None:
+        hits = len(set(seen) & set(clicked))
+        self.counted.update(items_clicked=hits, items_expired=len(seen) - hits)
+
+    def _close(self, slate: Slate) -> None:
+        del self.open[slate.request_id]
+        self.closed[slate.request_id] = slate
+        self._account_seen(slate.seen, slates.clicked(slate))
+        if not slates.is_quiet(slate):
+            self._teach_slate(slate, slates.clicked(slate), correction=False)
+
+    def _close_overdue(self, clock_ms: int) -> None:
+        oldest_first = sorted(self.open.values(), key=slates.age_order)
+        excess = len(oldest_first) - self.settings.max_open_slates
+        for nth, slate in enumerate(oldest_first):
+            if nth < excess or slate.served_at_ms + self.window_ms < clock_ms:
+                self._close(slate)
+
+    def _forget(self, clock_ms: int) -> None:
+        kept_ms = self.window_ms + self.settings.lateness_seconds * SECOND_MS
+        recent = [slate for slate in self.closed.values() if slate.served_at_ms + kept_ms >= clock_ms]
+        excess = len(recent) - self.settings.remembered_slates
+        self.closed = {slate.request_id: slate for slate in recent[max(excess, 0) :]}
+
+    def _release(self, request_id: str) -> None:
+        """Sends the clicks that waited for this slate."""
+        slate = self._find(request_id)
+        assert slate is not None
+        for click in [click for click in self.parked if click.request_id == request_id]:
+            self.parked.remove(click)
+            slot = slate.items.index(click.item_id) if click.item_id in slate.items else None
+            served = None if slot is None else slates.served(slate, slot, click.position)
+            self._teach_click(click, served=served)
+
+    def _release_overdue(self, clock_ms: int) -> None:
+        """Sends the clicks that have waited long enough as served by somebody unknown."""
+        excess = len(self.parked) - self.settings.max_parked_clicks
+        for nth, click in enumerate(tuple(self.parked)):
+            if nth < excess or click.at_ms + self.window_ms < clock_ms:
+                self.parked.remove(click)
+                self._teach_click(click, served=slates.served_by_somebody(click))
+
+    def _next_id(self) -> ExampleId:
+        return ExampleId(self.arrival.source, self.arrival.partition, self.arrival.offset, len(self.examples))
+
+    def _teach_click(self, click: ParkedClick, *, served: Served | None) -> None:
+        self.examples.append(
+            ClickExample(
+                id=self._next_id(),
+                user_id=self.user_id,
+                context=click.context,
+                item_id=click.item_id,
+                timestamp_ms=click.at_ms,
+                arrived_at_ms=click.arrived_at_ms,
+                served=served,
+            )
+        )
+
+    def _teach_slate(self, slate: Slate, clicked: Collection[int], *, correction: bool) -> None:
+        before = bisect_left(self.state.times_ms, slate.served_at_ms)
+        self.examples.append(
+            SlateExample(
+                id=self._next_id(),
+                user_id=self.user_id,
+                context=self.state.items[max(before - self.settings.context_length, 0) : before],
+                request_id=slate.request_id,
+                policy=slate.policy,
+                items=slates.shown(slate, clicked),
+                timestamp_ms=slate.served_at_ms,
+                arrived_at_ms=self.arrival.at_ms,
+                correction=correction,
+            )
+        )
+
+
+def added(accounts: Accounts, counted: Counter[str]) -> Accounts:
+    """The accounts with what was counted, by the names of their fields."""
+    if not counted:
+        return accounts
+    return Accounts(**{name: count + counted[name] for name, count in asdict(accounts).items()})

@@ -1,0 +1,154 @@
+"""The join: one event folded into one user's state. Pure; a redelivered event changes nothing and teaches nothing.
+
+What is promised of the order in which clicks, impressions and recommendations are read (I9), each topic in its own:
+
+- Always: the sequence, how each click ends, and every click's example but for `served` do not depend on it, and
+  nothing at all depends on where chunks are cut.
+- As long as a user's topics do not run further apart than what is remembered (`max_open_slates`, `remembered_slates`,
+  `max_parked_clicks`, the window): the slates with what was seen and clicked of them, corrections folded in, do not
+  depend on it, nor does `served` of a click that names its request_id.
+- `served` of a click that names none tells what was known when it was folded, and so does the context of a slate; an
+  impression that names none belongs to what was known of the slates then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from typing import Literal, NamedTuple
+
+from msgspec.structs import replace
+
+from stream.draft import Arrival, Draft, added
+from stream.events import Click, Impression, Recommendation
+from stream.examples import Example
+from stream.sequences import SECOND_MS, ParkedClick, Times, UserState, times_of
+from stream.settings import StreamSettings
+
+EVENT_ID_BYTES = 8
+EVENT_IDS = 8
+
+Outcome = Literal["applied", "duplicate", "late", "repeated"]
+"""`repeated`: this very message was folded in before; it counts nowhere."""
+
+
+class Folded(NamedTuple):
+    """The next state, what the trainer learns from the event, and how the event ended."""
+
+    state: UserState
+    examples: tuple[Example, ...]
+    outcome: Outcome
+
+
+def apply_click(state: UserState, click: Click, arrival: Arrival, settings: StreamSettings) -> Folded:
+    """Puts a click into the sequence, in the order of event times, and tells the trainer.
+
+    The same item at the same time, or an event_id among the last few, is a duplicate. Older than the newest click by
+    more than the lateness, or than all that is left of a full sequence, is late: it would fall off at once.
+    """
+    if arrival.offset <= state.applied.clicks:
+        return Folded(state, (), "repeated")
+    state = replace(state, applied=replace(state.applied, clicks=arrival.offset))
+    mark = _mark(click.event_id)
+    if _is_known(state, click, mark):
+        return _counted(state, "clicks_duplicate", "duplicate")
+    if _is_late(state, click.timestamp_ms, settings):
+        return _counted(state, "clicks_late", "late")
+    place = _place(state, click.timestamp_ms)
+    context = state.items[max(place - settings.context_length, 0) : place]
+    state = replace(
+        state,
+        items=(*state.items[:place], click.item_id, *state.items[place:])[-settings.max_sequence_length :],
+        times=_with_time(state, place, click.timestamp_ms, settings),
+        clicks_applied=state.clicks_applied + 1,
+        click=(arrival.partition, arrival.offset, arrival.at_ms),
+        event_ids=(state.event_ids + mark)[-EVENT_IDS * EVENT_ID_BYTES :],
+    )
+    draft = Draft(state, click.user_id, arrival, settings)
+    draft.click(
+        ParkedClick(click.item_id, click.timestamp_ms, click.request_id, click.position, arrival.at_ms, context)
+    )
+    return _finished(draft, click.timestamp_ms, "applied")
+
+
+def apply_impression(state: UserState, impression: Impression, arrival: Arrival, settings: StreamSettings) -> Folded:
+    """Marks what came into view. Late is what is older than the user's newest event by more than the lateness."""
+    if arrival.offset <= state.applied.impressions:
+        return Folded(state, (), "repeated")
+    state = replace(state, applied=replace(state.applied, impressions=arrival.offset), click=None)
+    if impression.timestamp_ms < state.clock_ms - settings.lateness_seconds * SECOND_MS:
+        count = len(impression.items)
+        counted = Counter(impressions=1, items_seen=count, items_late=count)
+        return Folded(replace(state, accounts=added(state.accounts, counted)), (), "late")
+    draft = Draft(state, impression.user_id, arrival, settings)
+    draft.see(impression)
+    is_duplicate = draft.counted["items_duplicate"] == len(impression.items)
+    return _finished(draft, impression.timestamp_ms, "duplicate" if is_duplicate else "applied")
+
+
+def apply_recommendation(
+    state: UserState, recommendation: Recommendation, arrival: Arrival, settings: StreamSettings
+) -> Folded:
+    """Opens a slate. A request_id known already is a duplicate whatever it says: what was served first was served.
+
+    It does not move the user's clock, which is that of clicks and impressions: a recommender's own clock is another
+    one while old events are replayed.
+    """
+    if arrival.offset <= state.applied.recommendations:
+        return Folded(state, (), "repeated")
+    state = replace(state, applied=replace(state.applied, recommendations=arrival.offset), click=None)
+    if recommendation.generated_at_ms < state.clock_ms - settings.lateness_seconds * SECOND_MS:
+        return _counted(state, "slates_late", "late")
+    draft = Draft(state, recommendation.user_id, arrival, settings)
+    outcome = draft.serve(recommendation)
+    draft.counted["slates" if outcome == "applied" else f"slates_{outcome}"] += 1
+    return _finished(draft, state.clock_ms, outcome)
+
+
+def _finished(draft: Draft, at_ms: int, outcome: Outcome) -> Folded:
+    state = draft.finish(max(draft.state.clock_ms, at_ms))
+    return Folded(state, tuple(draft.examples), outcome)
+
+
+def _counted(state: UserState, name: str, outcome: Outcome) -> Folded:
+    return Folded(replace(state, accounts=added(state.accounts, Counter({name: 1}))), (), outcome)
+
+
+def _mark(event_id: str) -> bytes:
+    return hashlib.blake2b(event_id.encode(), digest_size=EVENT_ID_BYTES).digest()
+
+
+def _is_known(state: UserState, click: Click, mark: bytes) -> bool:
+    marks = state.event_ids
+    if any(marks[start : start + EVENT_ID_BYTES] == mark for start in range(0, len(marks), EVENT_ID_BYTES)):
+        return True
+    if not state.items or click.timestamp_ms > state.times.newest_ms:
+        return False
+    times_ms = state.times_ms
+    first, behind = bisect_left(times_ms, click.timestamp_ms), bisect_right(times_ms, click.timestamp_ms)
+    return click.item_id in state.items[first:behind]
+
+
+def _is_late(state: UserState, at_ms: int, settings: StreamSettings) -> bool:
+    if not state.items or at_ms >= state.times.newest_ms:
+        return False
+    has_lost_some = state.clicks_applied > len(state.items)
+    return at_ms < state.times.newest_ms - settings.lateness_seconds * SECOND_MS or (
+        has_lost_some and at_ms < state.times_ms[0]
+    )
+
+
+def _place(state: UserState, at_ms: int) -> int:
+    if not state.items or at_ms >= state.times.newest_ms:
+        return len(state.items)
+    return bisect_right(state.times_ms, at_ms)
+
+
+def _with_time(state: UserState, place: int, at_ms: int, settings: StreamSettings) -> Times:
+    if not state.items:
+        return Times(newest_ms=at_ms)
+    if place == len(state.items):
+        return state.times.then(at_ms, keep=settings.max_sequence_length)
+    times_ms = state.times_ms
+    return times_of((*times_ms[:place], at_ms, *times_ms[place:])[-settings.max_sequence_length :])

@@ -1,0 +1,208 @@
+"""One slate: what was served at once, and what came of it. Pure functions over `sequences.Slate`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from msgspec.structs import replace
+
+from stream.events import MAX_SLATE_ITEMS, Impression, PropensityKind, Recommendation, SeenItem, Source
+from stream.examples import Served, ShownItem
+from stream.sequences import KINDS, SOURCES, ParkedClick, Slate, SlateClick
+
+UNKNOWN_POLICY = "unknown"
+"""Who served it is not known: no recommendation came, and the impression does not say."""
+
+
+def recommended(recommendation: Recommendation) -> Slate:
+    """A slate as `recommendations` logged it; nobody has seen it yet."""
+    slots = recommendation.items
+    return Slate(
+        request_id=recommendation.request_id,
+        policy=recommendation.policy,
+        surface=recommendation.surface,
+        served_at_ms=recommendation.generated_at_ms,
+        items=tuple(slot.item_id for slot in slots),
+        positions=_positions([slot.position for slot in slots]),
+        propensities=_propensities([slot.propensity for slot in slots]),
+        kinds=_kinds([slot.propensity_kind for slot in slots]),
+        sources=bytes(SOURCES.index(slot.source) for slot in slots),
+        router_probability=recommendation.router_probability,
+    )
+
+
+def glimpsed(impression: Impression) -> Slate:
+    """A slate of which only an impression is known: it opens empty and will hold what is seen of it."""
+    return Slate(
+        request_id=impression.request_id or impression.event_id,
+        policy=impression.policy or UNKNOWN_POLICY,
+        surface=None,
+        served_at_ms=impression.timestamp_ms,
+        items=(),
+        positions=(),
+        propensities=(),
+        kinds=b"",
+        sources=b"",
+    )
+
+
+def with_items(slate: Slate, items: Sequence[SeenItem]) -> Slate:
+    """The slate with the items it did not hold, up to the bound of a slate.
+
+    What a recommender did not serve and the page showed all the same was pinned there: `fixed`, without propensity.
+    In a slate that nobody logged, the impression's own propensity counts.
+    """
+    held = set(slate.items)
+    new = [item for item in _once(items) if item.item_id not in held][: MAX_SLATE_ITEMS - len(slate.items)]
+    if not new:
+        return slate
+    logged = slate.surface is not None
+    source: Source = "fixed" if logged else "exploit"
+    propensities = [None if logged else item.propensity for item in new]
+    return replace(
+        slate,
+        items=slate.items + tuple(item.item_id for item in new),
+        positions=_positions([*_each_position(slate), *(item.position for item in new)]),
+        propensities=_propensities([*_each_propensity(slate), *propensities]),
+        kinds=_kinds([*_each_kind(slate), *("none" if chance is None else "exact" for chance in propensities)]),
+        sources=slate.sources + bytes([SOURCES.index(source)]) * len(new),
+    )
+
+
+def completed(glimpse: Slate, logged: Slate) -> Slate:
+    """The logged slate with what was seen of it, and clicked by its name, before its recommendation was read."""
+    whole = with_items(logged, [SeenItem(item_id=item_id) for item_id in glimpse.items])
+    slot_of = {item_id: slot for slot, item_id in enumerate(whole.items)}
+    moved = [slot_of.get(item_id) for item_id in glimpse.items]
+    seen = sorted(slot for slot in (moved[slot] for slot in glimpse.seen) if slot is not None)
+    named = [(moved[click.slot], click) for click in glimpse.clicks if click.named]
+    clicks = tuple(replace(click, slot=slot) for slot, click in named if slot is not None)
+    return replace(whole, seen=tuple(seen), clicks=clicks)
+
+
+def is_known(slate: Slate) -> bool:
+    """Whether anybody said who served it: its recommendation, or the impression of a log without such a topic."""
+    return slate.surface is not None or slate.policy != UNKNOWN_POLICY
+
+
+def age_order(slate: Slate) -> tuple[int, str]:
+    """Orders slates by when they were served; the name decides between equals, so that no order of arrival does."""
+    return slate.served_at_ms, slate.request_id
+
+
+def newest_holding(slates: Sequence[Slate], item_id: str, at_ms: int, window_ms: int) -> Slate | None:
+    """The newest slate that shows the item and had been served at most the window before."""
+    holding = [
+        slate
+        for slate in slates
+        if slate.served_at_ms <= at_ms <= slate.served_at_ms + window_ms and item_id in slate.items
+    ]
+    return max(holding, key=age_order, default=None)
+
+
+def clicked(slate: Slate) -> frozenset[int]:
+    """Slots to which a click belongs."""
+    return frozenset(click.slot for click in slate.clicks)
+
+
+def click_on(slate: Slate, item_id: str, at_ms: int) -> SlateClick | None:
+    """The click on an item at a time, if it belongs to the slate."""
+    return next(
+        (click for click in slate.clicks if click.at_ms == at_ms and slate.items[click.slot] == item_id),
+        None,
+    )
+
+
+def is_quiet(slate: Slate) -> bool:
+    """Nobody saw it and nobody clicked: it teaches nothing (PROPENSITIES, section 4) and is never sent."""
+    return not (slate.seen or slate.clicks)
+
+
+def with_click(slate: Slate, click: SlateClick) -> Slate:
+    """The slate with the click; one more on a slot whose click named the slate changes nothing."""
+    if any(known.slot == click.slot and known.named for known in slate.clicks):
+        return slate
+    return replace(slate, clicks=(*slate.clicks, click))
+
+
+def with_named_click(slate: Slate, click: ParkedClick) -> Slate:
+    """The slate with a click that named it; an item that it does not hold was pinned there."""
+    whole = with_items(slate, [SeenItem(item_id=click.item_id, position=click.position)])
+    if click.item_id not in whole.items:
+        return slate
+    return with_click(whole, SlateClick(whole.items.index(click.item_id), click.at_ms, named=True))
+
+
+def without_click(slate: Slate, click: SlateClick) -> Slate:
+    """The slate after a newer one turned out to own the click."""
+    return replace(slate, clicks=tuple(other for other in slate.clicks if other != click))
+
+
+def served(slate: Slate, slot: int, position: int | None) -> Served:
+    """How the item of a slot came before the user; the click's `position` counts where the slate knows none."""
+    known = _each_position(slate)[slot]
+    return Served(
+        policy=slate.policy,
+        request_id=slate.request_id,
+        position=position if known is None else known,
+        propensity=_each_propensity(slate)[slot],
+        propensity_kind=_each_kind(slate)[slot],
+        source=SOURCES[slate.sources[slot]],
+        router_probability=slate.router_probability,
+    )
+
+
+def served_by_somebody(click: ParkedClick) -> Served:
+    """How a click is told whose slate never became known."""
+    assert click.request_id is not None
+    return Served(UNKNOWN_POLICY, click.request_id, click.position, None, "none", "exploit")
+
+
+def shown(slate: Slate, clicked: Collection[int]) -> tuple[ShownItem, ...]:
+    """The slots as an example tells them, with those of `clicked` marked."""
+    columns = zip(
+        slate.items, _each_position(slate), _each_propensity(slate), _each_kind(slate), slate.sources, strict=True
+    )
+    return tuple(
+        ShownItem(
+            item_id=item_id,
+            position=position,
+            propensity=propensity,
+            propensity_kind=kind,
+            source=SOURCES[source],
+            seen=slot in slate.seen if slate.seen else None,
+            clicked=slot in clicked,
+        )
+        for slot, (item_id, position, propensity, kind, source) in enumerate(columns)
+    )
+
+
+def _once(items: Sequence[SeenItem]) -> list[SeenItem]:
+    first: dict[str, SeenItem] = {}
+    for item in items:
+        first.setdefault(item.item_id, item)
+    return list(first.values())
+
+
+def _positions(positions: Sequence[int | None]) -> tuple[int | None, ...]:
+    return () if all(position == slot for slot, position in enumerate(positions)) else tuple(positions)
+
+
+def _propensities(propensities: Sequence[float | None]) -> tuple[float | None, ...]:
+    return () if all(propensity is None for propensity in propensities) else tuple(propensities)
+
+
+def _kinds(kinds: Sequence[PropensityKind]) -> bytes:
+    return b"" if all(kind == "none" for kind in kinds) else bytes(KINDS.index(kind) for kind in kinds)
+
+
+def _each_position(slate: Slate) -> Sequence[int | None]:
+    return slate.positions or range(len(slate.items))
+
+
+def _each_propensity(slate: Slate) -> Sequence[float | None]:
+    return slate.propensities or (None,) * len(slate.items)
+
+
+def _each_kind(slate: Slate) -> Sequence[PropensityKind]:
+    return [KINDS[kind] for kind in slate.kinds] if slate.kinds else ("none",) * len(slate.items)
