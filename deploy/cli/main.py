@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
+from typer.core import TyperGroup
 
-from deploy.cli.schemas import schemas
-from deploy.cli.settings import settings
+from deploy.local.tether import tie_to_parent
 from deploy.settings import load_settings
 
 BAD_USAGE = 2
 
+COMMANDS = {
+    "kafka": "deploy.cli.kafka:app",
+    "topics": "deploy.cli.topics:app",
+    "produce": "deploy.cli.produce:produce",
+    "replay": "deploy.cli.replay:replay",
+    "watch": "deploy.cli.watch:watch",
+    "settings": "deploy.cli.settings:settings",
+    "schemas": "deploy.cli.schemas:schemas",
+}
+"""Where each command stands: a function, or a typer app for a command with sub-commands."""
+
+
+class CommandsOnDemand(TyperGroup):
+    """Imports a command when it is named, so that none waits for the libraries of another."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as click calls it
+        """All of them, in the order in which the help shows them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as click calls it
+        """The command of that name, or None where there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        found = getattr(importlib.import_module(module), name)
+        if not isinstance(found, typer.Typer):
+            function, found = found, typer.Typer()
+            found.command(name=cmd_name)(function)
+        command = typer.main.get_command(found)
+        command.name = cmd_name
+        return command
+
+
 app = typer.Typer(
+    cls=CommandsOnDemand,
     help="A recommender that keeps learning while it serves.",
     no_args_is_help=True,
     add_completion=False,
@@ -36,15 +72,14 @@ def read_settings(
     state_directory: Annotated[
         Path | None, typer.Option(help="Folder for everything on disk (state.directory).")
     ] = None,
+    tethered: Annotated[bool, typer.Option(hidden=True, help="End when standard input closes.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
     """A recommender that keeps learning while it serves."""
+    if tethered:
+        tie_to_parent()
     kafka = {} if bootstrap_servers is None else {"bootstrap_servers": bootstrap_servers}
     state = {} if state_directory is None else {"directory": state_directory}
     context.obj = load_settings(settings_path, kafka=kafka, state=state)
-
-
-app.command()(settings)
-app.command()(schemas)
 
 
 def main() -> None:
