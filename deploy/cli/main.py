@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from deploy.local.tether import tie_to_parent
 from deploy.settings import load_settings
@@ -31,22 +30,27 @@ COMMANDS = {
 class CommandsOnDemand(TyperGroup):
     """Imports a command when it is named, so that none waits for the libraries of another."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as click calls it
+    def list_commands(self, ctx: object) -> list[str]:  # noqa: ARG002 - typer's own signature
         """All of them, in the order in which the help shows them."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as click calls it
+    def get_command(self, ctx: object, cmd_name: str) -> TyperCommand | TyperGroup | None:  # noqa: ARG002 - see above
         """The command of that name, or None where there is none."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
-        found = getattr(importlib.import_module(module), name)
-        if not isinstance(found, typer.Typer):
-            function, found = found, typer.Typer()
-            found.command(name=cmd_name)(function)
-        command = typer.main.get_command(found)
-        command.name = cmd_name
-        return command
+        return _load(cmd_name) if cmd_name in COMMANDS else None
+
+
+def _load(name: str) -> TyperCommand | TyperGroup:
+    module, _, attribute = COMMANDS[name].partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    if isinstance(found, typer.Typer):
+        command: object = typer.main.get_group(found)
+    else:
+        alone = typer.Typer(add_completion=False)
+        alone.command(name=name)(found)
+        command = typer.main.get_command(alone)
+    assert isinstance(command, TyperCommand | TyperGroup)
+    command.name = name
+    return command
 
 
 app = typer.Typer(
