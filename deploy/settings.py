@@ -99,6 +99,11 @@ class Settings(Section):
         return self.state.directory / "checkpoints"
 
     @property
+    def kafka_directory(self) -> Path:
+        """The folder of the local Kafka."""
+        return self.state.directory / "kafka"
+
+    @property
     def registry_url(self) -> str:
         """The registry's database, SQLite in the state folder unless set."""
         return self.registry.url or f"sqlite:///{(self.state.directory / 'registry.db').absolute()}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.errors import KafkaTimeoutError
 
 from stream.settings import KafkaSettings
 
 CONSUMER_BUFFER_BYTES = 4 << 20
+ADMIN_PATIENCE_MS = 10_000
 
 
 def producer(kafka: KafkaSettings, **overrides: Any) -> KafkaProducer:  # noqa: ANN401 - passed on as they are
@@ -38,5 +40,17 @@ def consumer(kafka: KafkaSettings, **overrides: Any) -> KafkaConsumer:  # noqa: 
 
 
 def admin(kafka: KafkaSettings) -> KafkaAdminClient:
-    """The client that creates and describes topics."""
-    return KafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers.split(","))
+    """The client that creates and describes topics.
+
+    Raises:
+        ValueError: no Kafka answers there; ten seconds are enough for one that is starting.
+    """
+    try:
+        return KafkaAdminClient(
+            bootstrap_servers=kafka.bootstrap_servers.split(","), bootstrap_timeout_ms=ADMIN_PATIENCE_MS
+        )
+    except KafkaTimeoutError as error:
+        raise ValueError(
+            f"no Kafka answers at {kafka.bootstrap_servers}; start one with `sasrec-stream kafka start`, or name yours "
+            "with --bootstrap-servers"
+        ) from error

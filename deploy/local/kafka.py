@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import socket
+import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from kafka import KafkaAdminClient
-from kafka.errors import KafkaError
 
+from deploy.local.kafka_classes import forget_archive, with_archive
 from deploy.local.kafka_fetch import Report
 from deploy.local.kafka_jvm import Jvm, find_jvm
-from deploy.local.kafka_settings import HOST, choose_port, free_port, port_in, server_properties
-from deploy.local.kafka_template import copy_formatted
+from deploy.local.kafka_process import BrokerEndedError, BrokerFolder, launch, wait_for_answer
 
-START_SECONDS = 60.0
 STOP_SECONDS = 8.0
-_POLL_SECONDS = 0.02
-_LAST_LINES = 15
+# Java ends with the second number when it is sent SIGTERM.
+_TOLD_TO_END = (-signal.SIGKILL, 128 + signal.SIGTERM)
 
 
 class KafkaStatus(NamedTuple):
@@ -36,18 +32,14 @@ class KafkaStatus(NamedTuple):
 class LocalKafka:
     """The Kafka of one folder: its data, settings, log and process id; any process can find and stop it there.
 
-    It outlives whoever started it, and it is in a session of its own, so Ctrl-C in a terminal leaves it to its
-    supervisor. `port` None takes the folder's earlier port, else 9092, else a free one; 0 never takes 9092.
+    It outlives whoever started it, and Ctrl-C in a terminal does not reach it: its supervisor stops it last.
+    `port` None takes the folder's earlier port, else 9092, else a free one; 0 never takes 9092.
     """
 
     def __init__(self, directory: Path, port: int | None = None, *, report: Report = lambda _: None) -> None:
-        self.directory = directory
-        self.log = directory / "kafka.log"
+        self._folder = BrokerFolder(directory)
         self._port = port
         self._report = report
-        self._properties = directory / "server.properties"
-        self._pid_file = directory / "kafka.pid"
-        self._data = directory / "data"
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -64,7 +56,12 @@ class LocalKafka:
     @property
     def bootstrap_servers(self) -> str:
         """Where clients find it; the same after every restart unless another program has taken the port."""
-        return f"{HOST}:{port_in(self._properties)}"
+        return self._folder.bootstrap_servers
+
+    @property
+    def log(self) -> Path:
+        """What the broker has to say."""
+        return self._folder.log
 
     def status(self) -> KafkaStatus:
         """What runs in this folder."""
@@ -77,9 +74,10 @@ class LocalKafka:
         Raises:
             ValueError: there is no Kafka or Java to be had, or it ended before it answered.
         """
-        if not self.is_running:
-            self._launch(find_jvm(self._report))
-        self._wait_for_answer()
+        if self.is_running:
+            wait_for_answer(self._folder, lambda: self.is_running)
+        else:
+            self._start_with_archive(find_jvm(self._report))
         return self.bootstrap_servers
 
     def stop(self) -> None:
@@ -92,75 +90,51 @@ class LocalKafka:
             process.wait(STOP_SECONDS)
         except psutil.TimeoutExpired:
             process.kill()
-        self._reap(process)
+        self._bury(process)
 
     def kill(self) -> None:
         """Ends it by kill -9, as a power cut would."""
         process = self._process()
         if process is not None:
             process.kill()
-            self._reap(process)
+            self._bury(process)
 
     def _process(self) -> psutil.Process | None:
         """The process of the pid file, if it is this folder's Kafka and not another that was given the same number."""
         if self._child is not None:
             self._child.poll()
         try:
-            process = psutil.Process(int(self._pid_file.read_text()))
-            ours = str(self._properties.absolute()) in process.cmdline()
-        except (FileNotFoundError, psutil.NoSuchProcess, psutil.ZombieProcess):
+            process = psutil.Process(int(self._folder.pid_file.read_text()))
+            ours = str(self._folder.properties) in process.cmdline()
+        except (FileNotFoundError, ValueError, psutil.Error):
             return None
         return process if ours else None
 
-    def _reap(self, process: psutil.Process) -> None:
+    def _bury(self, process: psutil.Process) -> None:
         if self._child is not None:
             self._child.wait()
         process.wait()
-        self._pid_file.unlink(missing_ok=True)
+        self._folder.pid_file.unlink(missing_ok=True)
 
-    def _launch(self, jvm: Jvm) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        copy_formatted(jvm, self._data)
-        port = choose_port(self._port, port_in(self._properties))
-        self._properties.write_text(server_properties(self._data, port=port, controller_port=free_port()))
-        self._keep_last_log()
-        with self.log.open("wb") as log:
-            self._child = subprocess.Popen(
-                jvm.server(self._properties.absolute()),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._pid_file.write_text(str(self._child.pid))
-
-    def _keep_last_log(self) -> None:
-        """One earlier log stays: what a broker that died had to say."""
-        with contextlib.suppress(FileNotFoundError):
-            self.log.replace(self.log.with_suffix(".log.1"))
-
-    def _wait_for_answer(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
-            if not self.is_running:
-                raise ValueError(f"the local Kafka ended before it answered; {self._last_words()}")
-            if time.monotonic() > deadline:
-                raise ValueError(f"the local Kafka does not answer after {START_SECONDS:.0f} s; {self._last_words()}")
-            time.sleep(_POLL_SECONDS)  # reason: there is nothing to wait on but the port
-
-    def _answers(self) -> bool:
-        """Whether it takes connections and knows of a broker, itself, that can hold partitions."""
-        port = port_in(self._properties)
-        assert port is not None, "it is written before the broker starts"
-        with socket.socket() as probe:
-            if probe.connect_ex((HOST, port)) != 0:
-                return False
+    def _start_with_archive(self, plain: Jvm) -> None:
+        """Java verifies an archive only in part: where the broker ends with it and not without, it is to blame."""
+        jvm = with_archive(plain, self._report)
         try:
-            with KafkaAdminClient(bootstrap_servers=self.bootstrap_servers, bootstrap_timeout_ms=1_000) as admin:
-                return any(not broker["is_fenced"] for broker in admin.describe_cluster()["brokers"])
-        except KafkaError:
-            return False
+            self._start(jvm)
+        except BrokerEndedError:
+            if jvm == plain or self._was_told_to_end():
+                raise
+            self._start(plain)
+            forget_archive(plain)
 
-    def _last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
-        return "\n".join([f"the end of its log, {self.log.absolute()}, says:", *lines])
+    def _was_told_to_end(self) -> bool:
+        assert self._child is not None, "it was started here"
+        return self._child.returncode in _TOLD_TO_END
+
+    def _start(self, jvm: Jvm) -> None:
+        """What does not answer, or is interrupted before it does, is not left running."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.kill)
+            self._child = launch(jvm, self._folder, port=self._port)
+            wait_for_answer(self._folder, lambda: self.is_running)
+            undo.pop_all()

@@ -78,21 +78,31 @@ def fetched_jars(report: Report) -> tuple[Path, ...]:
 
 def _fetch(aside: Path, report: Report) -> None:
     """Through the first client that can; why the others could not is told if none can."""
+    report(f"fetching Apache Kafka {VERSION}, 46 MB, once")
     reasons = []
     for client in (_fetch_by_mvn, _fetch_by_jgo):
         try:
             client(aside, report)
+            _verify(aside)
         except (OSError, RuntimeError) as error:
             reasons.append(str(error))
         else:
-            return _verify(aside)
+            return
     raise ValueError(f"Apache Kafka {VERSION} could not be fetched: {'; '.join(reasons)}. Mend that, or {ELSE}")
 
 
 def _verify(folder: Path) -> None:
-    wrong = [jar.path.name for jar in pinned_jars() if _sha256(folder / jar.path) != jar.sha256]
+    """Removes what differs, so that the next client fetches it again.
+
+    Raises:
+        RuntimeError: a jar is missing or is not the pinned one.
+    """
+    wrong = [folder / jar.path for jar in pinned_jars() if _sha256(folder / jar.path) != jar.sha256]
+    for path in wrong:
+        path.unlink(missing_ok=True)
     if wrong:
-        raise ValueError(f"{', '.join(wrong)} came with another checksum than pinned; nothing of it is used. {ELSE}")
+        names = ", ".join(path.name for path in wrong[:3])
+        raise RuntimeError(f"{len(wrong)} jars ({names}, ...) came with another checksum than the pinned one")
 
 
 def _sha256(path: Path) -> str | None:
@@ -125,7 +135,7 @@ def _fetch_by_mvn(folder: Path, report: Report) -> None:
 def _worth_keeping(line: str, report: Report) -> bool:
     """Whether it is an error of mvn; what it says of a jar is reported on the way."""
     if done := re.search(r"Downloaded from .*/(\S+\.jar)", line):
-        report(done.group(1))
+        report(f"fetched {done.group(1)}")
     return "[ERROR]" in line
 
 
@@ -140,6 +150,6 @@ def _fetch_by_jgo(folder: Path, report: Report) -> None:
     context: Any = importlib.import_module("jgo.maven").MavenContext(repo_cache=folder, local_repos=[])
     jars = pinned_jars()
     for count, jar in enumerate(jars, start=1):
-        report(f"{jar.path.name} ({count} of {len(jars)})")
+        report(f"fetching {jar.path.name} ({count} of {len(jars)})")
         group, artifact, version = jar.coordinates
         context.project(group, artifact).at_version(version).artifact().resolve()

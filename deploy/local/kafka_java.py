@@ -22,6 +22,17 @@ class Java(NamedTuple):
     version: str
     """All that `java -version` says: another vendor or build does not read this one's class archive."""
 
+    @property
+    def major(self) -> int:
+        """17 of `version "17.0.15"`; 1 of the old `version "1.8.0"`."""
+        found = _VERSION.search(self.version)
+        return int(found.group(1)) if found else 0
+
+    @property
+    def modules(self) -> Path:
+        """The file of its own classes."""
+        return self.path.resolve().parent.parent / "lib" / "modules"
+
 
 def find_java() -> Java:
     """The first Java of at least 17 among JAVA_HOME, PATH and the `local-kafka` extra.
@@ -31,7 +42,7 @@ def find_java() -> Java:
     """
     found = [_version_of(path) for path in _candidates()]
     for java in found:
-        if java is not None and _major(java.version) >= OLDEST_JAVA:
+        if java is not None and java.major >= OLDEST_JAVA:
             return java
     raise ValueError(
         f"no Java of version {OLDEST_JAVA} or newer in JAVA_HOME or on PATH; install one, "
@@ -59,9 +70,3 @@ def _version_of(path: Path) -> Java | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return Java(path, said.stderr)
-
-
-def _major(version: str) -> int:
-    """17 of `version "17.0.15"`; 1 of the old `version "1.8.0"`."""
-    found = _VERSION.search(version)
-    return int(found.group(1)) if found else 0
