@@ -1,0 +1,145 @@
+"""What a prediction costs: pure functions of positions, one signature, a weight for every position.
+
+Shapes: P positions, K negatives, R rows of the item table, D units, S slates.
+
+`s_pi` is the score of item i at position p, the product of hidden state and item embedding; every loss is
+`sum_p w_p l_p / P`. A negative that is PADDING or the target itself is masked: it costs nothing and teaches nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from model.catalogue import PADDING
+
+GBCE_CALIBRATION = 0.75
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Positions:
+    """Positions to be learnt, gathered from a batch: one row each, without padding."""
+
+    hidden_PD: Float[Tensor, "P D"]
+    target_P: Int[Tensor, " P"]
+    """Row of the item that came next."""
+    weight_P: Float[Tensor, " P"]
+    item_RD: Float[Tensor, "R D"]
+    """The item table itself, so that gradients stay row-wise."""
+    size: int
+    """Rows of the table in use; those from `size` on are no items."""
+    negative: Int[Tensor, "P K"] | Int[Tensor, " K"] | None = None
+    """Rows of sampled negatives, for each position or shared by all."""
+    log_q_R: Float[Tensor, " R"] | None = None
+    """Natural logarithm of each row's chance to be drawn as one negative (sampled_softmax)."""
+
+
+Loss = Callable[[Positions], Float[Tensor, ""]]
+
+
+def bpr(positions: Positions) -> Float[Tensor, ""]:
+    """`l = mean_j -ln sigmoid(s_i - s_j)` over the negatives j of a position (Rendle et al. 2009, BPR-Opt)."""
+    target_P, negative_PK, valid_PK = _scores(positions)
+    return _weighted(_masked_mean(functional.softplus(negative_PK - target_P[:, None]), valid_PK), positions)
+
+
+def bce(positions: Positions) -> Float[Tensor, ""]:
+    """`l = -ln sigmoid(s_i) + mean_j -ln(1 - sigmoid(s_j))` (Kang & McAuley 2018, eq. 7, there with one negative)."""
+    target_P, negative_PK, valid_PK = _scores(positions)
+    negative_P = _masked_mean(functional.softplus(negative_PK), valid_PK)
+    return _weighted(functional.softplus(-target_P) + negative_P, positions)
+
+
+def gbce(positions: Positions, *, calibration: float = GBCE_CALIBRATION) -> Float[Tensor, ""]:
+    """`l = -(beta ln sigmoid(s_i) + sum_j ln(1 - sigmoid(s_j))) / (K + 1)` (Petrov & Macdonald 2023, eq. 17 and 21).
+
+    `beta = a (t (1 - 1/a) + 1/a)` with the sampling rate a = K / (items - 1) and the calibration t: 0 is BCE, 1 gives
+    probabilities as if every item had been a negative. Masked negatives count in K.
+    """
+    target_P, negative_PK, valid_PK = _scores(positions)
+    count = negative_PK.shape[1]
+    rate = min(1.0, count / max(1, positions.size - 2))
+    beta = rate * (calibration * (1.0 - 1.0 / rate) + 1.0 / rate)
+    negative_P = torch.where(valid_PK, functional.softplus(negative_PK), 0.0).sum(dim=1)
+    return _weighted((beta * functional.softplus(-target_P) + negative_P) / (count + 1), positions)
+
+
+def sampled_softmax(positions: Positions) -> Float[Tensor, ""]:
+    """`l = -ln(e^s_i / (e^s_i + sum_j e^(s_j - ln(K q_j))))` (Bengio & Senecal 2008; Jean et al. 2015, eq. 8).
+
+    q is the chance with which a negative is drawn; without `log_q_R` it is uniform over the items. K counts the
+    negatives that are not masked.
+    """
+    target_P, negative_PK, valid_PK = _scores(positions)
+    log_expected_PK = valid_PK.sum(dim=1, keepdim=True).clamp(min=1).log() + _log_q(positions)
+    corrected_PK = torch.where(valid_PK, negative_PK - log_expected_PK, -torch.inf)
+    score_PC = torch.cat((target_P[:, None], corrected_PK), dim=1)
+    return _weighted(score_PC.logsumexp(dim=1) - target_P, positions)
+
+
+def cross_entropy(positions: Positions) -> Float[Tensor, ""]:
+    """`l = -ln(e^s_i / sum_j e^s_j)` over every item j of the table; takes no negatives."""
+    item_ND = positions.item_RD[PADDING + 1 : positions.size]
+    score_PN = positions.hidden_PD @ item_ND.T
+    loss_P = functional.cross_entropy(score_PN, positions.target_P - (PADDING + 1), reduction="none")
+    return _weighted(loss_P, positions)
+
+
+LOSSES: dict[str, Loss] = {
+    "bpr": bpr,
+    "bce": bce,
+    "gbce": gbce,
+    "sampled_softmax": sampled_softmax,
+    "cross_entropy": cross_entropy,
+}
+
+
+def in_slate_pairs(
+    score_SK: Float[Tensor, "S K"],
+    clicked_SK: Bool[Tensor, "S K"],
+    negative_SK: Bool[Tensor, "S K"],
+    weight_SK: Float[Tensor, "S K"],
+) -> Float[Tensor, ""]:
+    """`sum_s sum_ij w_si softplus(-(s_si - s_sj)) / S`, i clicked and j shown but not clicked in slate s.
+
+    PROPENSITIES section 4, term (a). Slots that are neither clicked nor negative (empty, unseen) take no part.
+    """
+    pair_SKK = functional.softplus(score_SK[:, None, :] - score_SK[:, :, None]) * weight_SK[:, :, None]
+    counted_SKK = clicked_SK[:, :, None] & negative_SK[:, None, :]
+    return torch.where(counted_SKK, pair_SKK, 0.0).sum() / score_SK.shape[0]
+
+
+def _scores(positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+    """target_P, negative_PK and which of the negatives count."""
+    negative = positions.negative
+    if negative is None:
+        raise ValueError("this loss needs negatives; draw some, or choose cross_entropy")
+    take = functools.partial(functional.embedding, weight=positions.item_RD, padding_idx=PADDING, sparse=True)
+    target_P = (positions.hidden_PD * take(positions.target_P)).sum(dim=1)
+    if negative.ndim == 1:
+        score_PK = positions.hidden_PD @ take(negative).T
+    else:
+        score_PK = torch.einsum("pd,pkd->pk", positions.hidden_PD, take(negative))
+    return target_P, score_PK, (negative != PADDING) & (negative != positions.target_P[:, None])
+
+
+def _log_q(positions: Positions) -> Tensor:
+    if positions.log_q_R is None:
+        return positions.hidden_PD.new_tensor(float(max(1, positions.size - 1))).log().neg()
+    assert positions.negative is not None
+    return positions.log_q_R[positions.negative]
+
+
+def _masked_mean(cost_PK: Tensor, valid_PK: Tensor) -> Tensor:
+    """Mean over the valid ones, zero where there is none."""
+    return torch.where(valid_PK, cost_PK, 0.0).sum(dim=1) / valid_PK.sum(dim=1).clamp(min=1)
+
+
+def _weighted(loss_P: Float[Tensor, " P"], positions: Positions) -> Float[Tensor, ""]:
+    return torch.dot(loss_P, positions.weight_P) / max(1, loss_P.shape[0])

@@ -1,0 +1,169 @@
+"""Adam whose cost follows the rows that a step touches, not the catalogue.
+
+Shapes: R rows of the item table, U rows touched by a step, D units.
+
+The dense weights are learnt by torch's fused AdamW. A row of the item table is updated only in a step that touches it
+(where its gradient is given), with moments first decayed for the steps it sat out. Against dense AdamW on the same
+gradients that is
+
+- the same, to rounding, for a row touched in every step since it began, and
+- for a row that sat out: the same moments, but without the glide that dense Adam's momentum would have made meanwhile,
+  at most `learning_rate * 0.9 / (1 - 0.9 / 0.999 ** 0.5)`, about nine steps' length, and most of it in the ten steps
+  after the last gradient. Weight decay for the steps that were sat out is made up for.
+
+A row's bias correction counts from when the row began (`reset_rows`): a new item takes first steps of ordinary length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils import get_total_norm
+
+from model.sasrec import SASRec
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+TABLE = "item_RD"
+
+
+class _Rows(NamedTuple):
+    """The gradient of the item table: the rows touched and what each got."""
+
+    rows_U: Int[Tensor, " U"]
+    gradient_UD: Float[Tensor, "U D"]
+
+
+class RowAdam:
+    """Adam for a whole SASRec; all its state is in `tensors`.
+
+    `learning_rate` may be set anew between steps. Gradients longer than `max_norm` (L2, all weights together) are
+    shortened to it; `weight_decay` is decoupled (Loshchilov & Hutter 2019).
+    """
+
+    def __init__(
+        self, model: SASRec, *, learning_rate: float, max_norm: float = math.inf, weight_decay: float = 0.0
+    ) -> None:
+        self.learning_rate = learning_rate
+        self._model = model
+        self._max_norm = max_norm
+        self._weight_decay = weight_decay
+        self._dense = {name: weight for name, weight in model.named_parameters() if name != TABLE}
+        self._adam = torch.optim.AdamW(
+            self._dense.values(),
+            lr=learning_rate,
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=weight_decay,
+            fused=True,
+        )
+        self.steps = 0
+        self._first_RD = torch.zeros_like(model.item_RD, requires_grad=False)
+        self._second_RD = torch.zeros_like(model.item_RD, requires_grad=False)
+        self._began_R = torch.zeros(model.capacity, dtype=torch.int64, device=model.device)
+        self._touched_R = torch.zeros(model.capacity, dtype=torch.int64, device=model.device)
+
+    @torch.no_grad()
+    def step(self) -> float:
+        """Learns from the gradients and clears them; returns their norm before it was shortened.
+
+        A norm that is not finite means that nothing was changed.
+        """
+        table = self._table_gradient()
+        dense = [weight.grad for weight in self._dense.values() if weight.grad is not None]
+        norm = float(get_total_norm([*dense, table.gradient_UD]))
+        if math.isfinite(norm):
+            self._shorten([*dense, table.gradient_UD], norm)
+            self._learn(table)
+        self._model.zero_grad(set_to_none=True)
+        return norm
+
+    def grow(self) -> None:
+        """Follows `SASRec.grow`; the state of known rows stays bit for bit."""
+        missing = self._model.capacity - len(self._began_R)
+        self._first_RD = functional.pad(self._first_RD, (0, 0, 0, missing))
+        self._second_RD = functional.pad(self._second_RD, (0, 0, 0, missing))
+        self._began_R = functional.pad(self._began_R, (0, missing))
+        self._touched_R = functional.pad(self._touched_R, (0, missing))
+
+    def reset_rows(self, rows_F: Int[np.ndarray, " F"]) -> None:
+        """Forgets what is known of rows that begin afresh."""
+        rows = torch.from_numpy(rows_F).to(self._model.device)
+        self._first_RD[rows] = 0.0
+        self._second_RD[rows] = 0.0
+        self._began_R[rows] = self.steps
+        self._touched_R[rows] = self.steps
+
+    def tensors(self, *, rows: int) -> dict[str, Tensor]:
+        """The state for a checkpoint, with the first `rows` rows of the item table."""
+        tensors = {
+            "steps": torch.tensor(self.steps),
+            "table.first_RD": self._first_RD[:rows],
+            "table.second_RD": self._second_RD[:rows],
+            "table.began_R": self._began_R[:rows],
+            "table.touched_R": self._touched_R[:rows],
+        }
+        for name, weight in self._dense.items():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                tensors[f"dense.{moment}.{name}"] = self._adam.state[weight].get(moment, torch.zeros_like(weight))
+        return tensors
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Becomes the optimiser that gave `tensors`, for the same model."""
+        self.steps = int(tensors["steps"])
+        self._first_RD, self._second_RD = (
+            self._padded(tensors["table.first_RD"]),
+            self._padded(tensors["table.second_RD"]),
+        )
+        self._began_R, self._touched_R = (
+            self._padded(tensors["table.began_R"]),
+            self._padded(tensors["table.touched_R"]),
+        )
+        for name, weight in self._dense.items():
+            moments = {m: tensors[f"dense.{m}.{name}"].to(weight.device).clone() for m in ("exp_avg", "exp_avg_sq")}
+            self._adam.state[weight] = {"step": torch.tensor(float(self.steps), device=weight.device), **moments}
+
+    def _padded(self, stored: Tensor) -> Tensor:
+        missing = self._model.capacity - stored.shape[0]
+        return functional.pad(stored, (0, 0) * (stored.ndim - 1) + (0, missing)).to(self._model.device)
+
+    def _table_gradient(self) -> _Rows:
+        gradient = self._model.item_RD.grad
+        if gradient is None:
+            return _Rows(self._touched_R[:0], self._first_RD[:0])
+        if not gradient.is_sparse:
+            return _Rows(torch.arange(gradient.shape[0], device=gradient.device), gradient)
+        gradient = gradient.coalesce()
+        return _Rows(gradient.indices()[0], gradient.values())
+
+    def _shorten(self, gradients: list[Tensor], norm: float) -> None:
+        if norm > self._max_norm:
+            torch._foreach_mul_(gradients, self._max_norm / norm)
+
+    def _learn(self, table: _Rows) -> None:
+        self.steps += 1
+        for group in self._adam.param_groups:
+            group["lr"] = self.learning_rate
+        self._adam.step()
+        self._learn_rows(table.rows_U, table.gradient_UD)
+
+    def _learn_rows(self, rows_U: Tensor, gradient_UD: Tensor) -> None:
+        beta1, beta2 = BETAS
+        missed_U1 = (self.steps - self._touched_R[rows_U])[:, None].to(gradient_UD.dtype)
+        age_U1 = (self.steps - self._began_R[rows_U])[:, None].to(gradient_UD.dtype)
+        first_UD = self._first_RD[rows_U].mul_(beta1**missed_U1).add_(gradient_UD, alpha=1 - beta1)
+        second_UD = self._second_RD[rows_U].mul_(beta2**missed_U1).addcmul_(gradient_UD, gradient_UD, value=1 - beta2)
+        self._first_RD[rows_U] = first_UD
+        self._second_RD[rows_U] = second_UD
+        self._touched_R[rows_U] = self.steps
+        scale_UD = second_UD.sqrt_().mul_((1 - beta2**age_U1).rsqrt_()).add_(EPSILON)
+        length_U1 = self.learning_rate / (1 - beta1**age_U1)
+        row_UD = self._model.item_RD[rows_U].mul_((1 - self.learning_rate * self._weight_decay) ** missed_U1)
+        self._model.item_RD[rows_U] = row_UD.addcdiv_(first_UD.mul_(length_U1), scale_UD, value=-1.0)
