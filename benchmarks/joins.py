@@ -1,0 +1,145 @@
+"""Impressions and clicks of a real feed through the running system: do the totals of the join equal the file's?
+
+    .venv/bin/python -m benchmarks.joins FILE --histories FILE [--limit N] [--quick]
+
+Sequences start from the histories (organic clicks); then every row is an impression, a slate of its own, and a click
+where it was clicked. Counted in the file: distinct (user, item, time), repeats, clicked and not. Counted by the system:
+the accounts that every user's state keeps, summed (invariant I2). Played at full speed the two topics run apart by
+hours of event time, which live traffic never does; so the run sets `stream.lateness_seconds` beyond the length of the
+log and `stream.remembered_slates` to the most there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec.structs import asdict
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks.common import Baseline, Goal, Row, arguments, report, row
+from benchmarks.sequences import newest_states
+from benchmarks.system import running_system
+from deploy.replay.events import events
+from deploy.replay.formats import load_log
+from deploy.replay.histories import after_histories, load_histories
+from deploy.replay.player import Pace, play
+from stream.sequences import UserState
+
+QUICK_ROWS = 20_000
+SETTINGS = {"lateness_seconds": 10 * 365 * 86_400, "remembered_slates": 1_000}
+
+
+class Totals(NamedTuple):
+    """How everything ended, by either way of counting."""
+
+    items_seen: int
+    items_clicked: int
+    items_unclicked: int
+    items_duplicate: int
+    items_late: int
+    clicks_applied: int
+    clicks_duplicate: int
+    clicks_late: int
+
+
+def totals_of_log(rows: pa.Table) -> Totals:
+    """Counted from the rows alone; the same user, item and time once more is a duplicate."""
+    seen, clicked, clicks = Counter[tuple[str, str, int]](), set(), Counter[tuple[str, str, int]]()
+    columns = (rows[name].to_pylist() for name in ("user_id", "item_id", "time_ms", "shown", "clicked"))
+    for user_id, item_id, time_ms, was_shown, was_clicked in zip(*columns, strict=True):
+        event = (user_id, item_id, time_ms)
+        seen[event] += was_shown
+        clicks[event] += was_clicked
+        if was_shown and was_clicked:
+            clicked.add(event)
+    shown = sum(count > 0 for count in seen.values())
+    applied = sum(count > 0 for count in clicks.values())
+    return Totals(
+        items_seen=seen.total(),
+        items_clicked=len(clicked),
+        items_unclicked=shown - len(clicked),
+        items_duplicate=seen.total() - shown,
+        items_late=0,
+        clicks_applied=applied,
+        clicks_duplicate=clicks.total() - applied,
+        clicks_late=0,
+    )
+
+
+def totals_of_states(states: Iterable[UserState]) -> Totals:
+    """The accounts of all users; what is still open counts as it stands."""
+    counted: Counter[str] = Counter()
+    for state in states:
+        counted.update(asdict(state.accounts))
+        counted["clicks_applied"] += state.clicks_applied
+        for slate in state.slates:
+            hits = len({click.slot for click in slate.clicks} & set(slate.seen))
+            counted.update(items_clicked=hits, items_expired=len(slate.seen) - hits)
+    counted["items_unclicked"] = counted["items_expired"]
+    return Totals(**{name: counted[name] for name in Totals._fields})
+
+
+def join(rows: pa.Table, directory: Path) -> tuple[Totals, float]:
+    """Plays the rows through a system of its own; returns its totals and how many rows a second it took."""
+    with running_system(directory, stream=SETTINGS) as system:
+        began = time.monotonic()
+        shown = track(events(rows), total=rows.num_rows, description="replay", console=Console(stderr=True))
+        play(shown, kafka=system.kafka, pace=Pace(None), stop=threading.Event())
+        system.wait_until_caught_up()
+        rate = rows.num_rows / (time.monotonic() - began)
+        return totals_of_states(newest_states(system.kafka).values()), rate
+
+
+def rows_of(system: Totals, log: Totals) -> list[Row]:
+    """One row per total, side by side."""
+    return [
+        row(
+            name.replace("_", " "),
+            ours,
+            unit="",
+            baseline=Baseline("counted in the log", counted),
+            goal=Goal("exactly", counted, of="ours"),
+        )
+        for name, ours, counted in zip(Totals._fields, system, log, strict=True)
+    ]
+
+
+def load_rows(options: argparse.Namespace) -> pa.Table:
+    """The log after the histories of its users."""
+    log = load_log(options.file).rows.slice(0, options.limit)
+    if options.histories is None:
+        return log
+    histories = load_histories(options.histories)
+    if options.limit is not None:
+        histories = histories.filter(pc.is_in(histories["user_id"], value_set=pc.unique(log["user_id"])))
+    return after_histories(log, histories)
+
+
+def main() -> None:
+    """Plays, counts both ways, reports."""
+    parser = arguments("Totals of the join against totals counted from the file.")
+    parser.add_argument("file", type=Path, metavar="FILE", help="impressions with clicks, as KuaiRand has them")
+    parser.add_argument("--histories", type=Path, help="what users had before")
+    parser.add_argument("--limit", type=int, help="rows of FILE, in the order of time")
+    options = parser.parse_args()
+    if options.quick and options.limit is None:
+        options.limit = QUICK_ROWS
+    rows = load_rows(options)
+    with tempfile.TemporaryDirectory(prefix="joins-") as folder:
+        totals, rate = join(rows, Path(folder))
+    figures = [*rows_of(totals, totals_of_log(rows)), row("rows through the whole system", rate, unit="1/s")]
+    report("joins", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The whole system, as `sasrec-stream up` starts it, in a folder of its own: for benchmarks and end-to-end tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from kafka.errors import KafkaError
+
+from deploy.cli.settings import settings_document
+from deploy.local.kafka import LocalKafka
+from deploy.local.watchdog import Progress
+from deploy.observe.endpoint import read_process
+from deploy.observe.offsets import Offsets
+from deploy.observe.scrape import Sample, scrape
+from deploy.settings import Settings, load_settings
+from stream.settings import KafkaSettings
+
+BROKER = "broker"
+PROCESSES = ("stream", "trainer", "scoring", "scheduler")
+START_SECONDS = 120.0
+STOP_SECONDS = 30.0
+STALL_SECONDS = 300.0
+_POLL_SECONDS = 0.5
+_COMMAND = Path(sys.executable).with_name("sasrec-stream")
+_LAST_LINES = 20
+
+
+class System:
+    """A running `sasrec-stream up`; nothing here reaches inside it but signals, its topics and its metrics."""
+
+    def __init__(self, settings: Settings, process: subprocess.Popen[bytes]) -> None:
+        self.settings = settings
+        self._process = process
+        self._broker = LocalKafka(settings.kafka_directory)
+        self.killed: list[str] = []
+        """What was killed so far, in order."""
+
+    @property
+    def kafka(self) -> KafkaSettings:
+        """Where clients find its Kafka."""
+        return self.settings.kafka.model_copy(update={"bootstrap_servers": self._broker.bootstrap_servers})
+
+    @property
+    def log(self) -> Path:
+        """What `up` printed."""
+        return log_of(self.settings.state.directory)
+
+    def kill(self, name: str) -> None:
+        """As `kill -9` does; the supervisor starts it again by itself, and `wait_until_started` waits for that."""
+        os.kill(self.pid(name), signal.SIGKILL)
+        self.killed.append(name)
+
+    def kill_broker(self) -> None:
+        """The same for Kafka itself."""
+        self._broker.kill()
+        self.killed.append(BROKER)
+
+    def pid(self, name: str) -> int:
+        """The process of that name, as it said itself; a killed one leaves its number until the next starts."""
+        running = read_process(self.settings.state.directory, name)
+        assert running is not None
+        return running.pid
+
+    def metrics(self, name: str) -> tuple[Sample, ...]:
+        """What the process serves; nothing while it is away."""
+        directory = self.settings.state.directory
+        running = read_process(directory, name)
+        if running is None:
+            return ()
+        return scrape(directory, name, host=self.settings.observe.metrics_host, pid=running.pid) or ()
+
+    def progress(self) -> dict[str, Progress] | None:
+        """What each consumer group has done and has to do, over all its topics; None while Kafka is away."""
+        try:
+            with contextlib.closing(Offsets(self.kafka)) as offsets:
+                progress = offsets.progress()
+        except KafkaError:
+            return None
+        return {kind: _total(partitions.values()) for kind, partitions in progress.items()}
+
+    def wait_until_caught_up(self) -> None:
+        """Returns when every group has done everything, twice in a row: what one does makes work for another.
+
+        Raises:
+            TimeoutError: nothing moved for five minutes.
+        """
+        quiet, before, moved_at = 0, self.progress(), time.monotonic()
+        while quiet < 2:
+            time.sleep(_POLL_SECONDS)
+            progress = self.progress()
+            is_done = progress is not None and not any(at.lag for at in progress.values())
+            quiet = quiet + 1 if is_done and progress == before else 0
+            if progress != before:
+                before, moved_at = progress, time.monotonic()
+            if time.monotonic() - moved_at > STALL_SECONDS:
+                raise TimeoutError(f"no progress for {STALL_SECONDS:g} s with {progress} to do; see {self.log}")
+
+    def wait_until_started(self) -> None:
+        """Returns when every process answers.
+
+        Raises:
+            TimeoutError: one does not.
+            ValueError: `up` has ended.
+        """
+        for name in PROCESSES:
+            self._wait(lambda name=name: self._answers(name), what=f"{name} to start")  # type: ignore[misc]  # bound now
+
+    def stop(self) -> int:
+        """Ctrl-C; returns the exit status."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+        return self._process.wait(STOP_SECONDS)
+
+    def _answers(self, name: str) -> bool:
+        running = read_process(self.settings.state.directory, name)
+        return running is not None and psutil.pid_exists(running.pid) and bool(self.metrics(name))
+
+    def _wait(self, condition: Callable[[], bool], *, what: str) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not condition():
+            if self._process.poll() is not None:
+                raise ValueError(f"`sasrec-stream up` has ended:\n{_tail(self.log)}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {START_SECONDS:g} s for {what}; see {self.log}")
+            time.sleep(_POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def running_system(directory: Path, **overrides: Mapping[str, Any]) -> Iterator[System]:
+    """Starts everything with these settings (sections, as in `load_settings`) and stops it at the end.
+
+    It ends with this process too, however that one ends: its standard input is a pipe that only this process holds.
+    """
+    settings = load_settings(None, **{"state": {"directory": directory}} | overrides)
+    file = directory / "sasrec-stream.toml"
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text(settings_document(settings), encoding="utf-8")
+    command = [str(_COMMAND), "--tethered", "--settings", str(file), "up"]
+    with log_of(directory).open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+    system = System(settings, process)
+    try:
+        system.wait_until_started()
+        yield system
+    finally:
+        system.stop()
+
+
+def log_of(directory: Path) -> Path:
+    """Where `up` prints when it runs in this folder."""
+    return directory / "up.log"
+
+
+def _total(parts: Iterable[Progress]) -> Progress:
+    whole = list(parts)
+    return Progress(sum(part.committed for part in whole), sum(part.end for part in whole))
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
