@@ -100,9 +100,12 @@ class LocalKafka:
             self._bury(process)
 
     def _process(self) -> psutil.Process | None:
+        if self._child is not None and self._child.poll() is None:
+            return psutil.Process(self._child.pid)
+        return self._recorded()
+
+    def _recorded(self) -> psutil.Process | None:
         """The process of the pid file, if it is this folder's Kafka and not another that was given the same number."""
-        if self._child is not None:
-            self._child.poll()
         try:
             process = psutil.Process(int(self._folder.pid_file.read_text()))
             ours = str(self._folder.properties) in process.cmdline()
