@@ -8,9 +8,9 @@ from typing import TypeVar
 import msgspec
 
 from stream.dead_letters import RawRecord, UnreadableError
-from stream.events import Click, Impression, Recommendation
+from stream.events import Click, Impression, Recommendation, Request
 
-Event = TypeVar("Event", Click, Impression, Recommendation)
+Event = TypeVar("Event", Click, Impression, Recommendation, Request)
 
 SECOND_MS = 1_000
 
@@ -29,7 +29,7 @@ def decode_event(record: RawRecord, kind: type[Event], *, latest_ms: int) -> Eve
     if record.value is None:
         raise UnreadableError("null", "the value is null; only compacted topics have tombstones")
     try:
-        event = _decoder(kind).decode(record.value)
+        event: Event = _decoder(kind).decode(record.value)
     except msgspec.ValidationError as error:
         raise UnreadableError("invalid", str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

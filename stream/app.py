@@ -1,0 +1,154 @@
+"""The Faust app of the stream worker: made by a factory, run until a signal, restarted by whoever started it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faust
+import structlog
+import uvloop
+from yarl import URL
+
+from stream import chunks
+from stream.admin import require_topics
+from stream.batches import BatchProducer
+from stream.debts import Waiting, read_debt
+from stream.folding import SOURCES
+from stream.settings import KafkaSettings, StreamSettings
+from stream.store import ROCKSDB_OPTIONS, StateStore
+from stream.topics import SEQUENCES
+from stream.worker import StreamWorker
+
+log = structlog.get_logger()
+
+QUEUED_CHUNKS = 4
+SESSION_SECONDS = 6.0
+HEARTBEAT_SECONDS = 1.5
+COMMIT_SECONDS = 0.5
+FETCH_BYTES = 4 << 20
+
+
+def create_app(kafka: KafkaSettings, stream: StreamSettings, directory: Path, *, instance: str | None) -> faust.App:
+    """An app without agents; nothing is opened or connected before it starts."""
+    chunks.register()
+    return faust.App(
+        kafka.group("stream"),
+        broker=[URL(f"{chunks.SCHEME}://{server}") for server in kafka.bootstrap_servers.split(",")],
+        datadir=directory,
+        store="rocksdb://",
+        topic_partitions=kafka.partitions,
+        topic_replication_factor=kafka.replication_factor,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        consumer_group_instance_id=instance,
+        consumer_max_fetch_size=FETCH_BYTES,
+        broker_max_poll_records=stream.chunk_records,
+        broker_commit_interval=COMMIT_SECONDS,
+        broker_session_timeout=SESSION_SECONDS,
+        broker_heartbeat_interval=HEARTBEAT_SECONDS,
+        web_enabled=False,
+        autodiscover=False,
+    )
+
+
+def run_worker(
+    kafka: KafkaSettings,
+    stream: StreamSettings,
+    directory: Path,
+    *,
+    instance: str | None = None,
+    worker: type[StreamWorker] = StreamWorker,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs until SIGTERM or SIGINT, then finishes and commits the chunk under way; raises what no retry can cure.
+
+    `instance` names this worker among those of the group, the same after every restart: its partitions then wait for it
+    instead of moving. `on_ready` is called once, when the states are recovered and reading begins.
+
+    Raises:
+        ValueError: topics are missing or stand otherwise than they must, and how to mend them.
+    """
+    require_topics(kafka)
+    loop_factory = uvloop.new_event_loop if stream.event_loop == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_run(kafka, stream, directory, instance=instance, worker=worker, on_ready=on_ready))
+
+
+async def _run(
+    kafka: KafkaSettings,
+    stream: StreamSettings,
+    directory: Path,
+    *,
+    instance: str | None,
+    worker: type[StreamWorker],
+    on_ready: Callable[[], None],
+) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    app = create_app(kafka, stream, directory, instance=instance)
+    async with BatchProducer(kafka) as producer:
+        table = add_table(app, kafka)
+        add_agent(app, kafka, lambda: worker(kafka, stream, producer=producer, store=StateStore(table)))
+        await app.start()
+        on_ready()
+        await app.wait(stop.wait())
+        await app.stop()
+        if app.crashed:
+            raise app.crash_reason
+
+
+def add_table(app: faust.App, kafka: KafkaSettings) -> Any:  # noqa: ANN401 - Faust has no types
+    """The table of users; its changelog is the topic `sequences`."""
+    changelog = app.topic(
+        kafka.topic(SEQUENCES), key_type=bytes, value_type=bytes, acks=False, internal=True, compacting=True
+    )
+    return app.Table(
+        SEQUENCES,
+        key_type=bytes,
+        value_type=bytes,
+        partitions=kafka.partitions,
+        changelog_topic=changelog,
+        options=dict(ROCKSDB_OPTIONS),
+    )
+
+
+def add_agent(app: faust.App, kafka: KafkaSettings, make_worker: Callable[[], StreamWorker]) -> None:
+    """One agent over all input topics: chunks are handled one by one, whichever topic they came from."""
+    topics = [kafka.topic(name) for name in SOURCES]
+    inputs = app.topic(*topics, key_serializer="raw", value_serializer="raw", maxsize=QUEUED_CHUNKS)
+
+    @app.agent(inputs, name="stream")  # type: ignore[untyped-decorator] # Faust has no types
+    async def agent(stream: Any) -> None:  # noqa: ANN401 - Faust's stream
+        await consume(stream, app, kafka, make_worker())
+
+
+async def consume(stream: Any, app: faust.App, kafka: KafkaSettings, worker: StreamWorker) -> None:  # noqa: ANN401
+    """Hands every chunk of the stream to the worker, those first that were under way when a former one died."""
+    generation, waiting = None, Waiting()
+    async for event in stream.noack().events():
+        if app.consumer_generation_id != generation:
+            generation, waiting = app.consumer_generation_id, Waiting()
+        partition = event.message.partition
+        if not waiting.knows(partition):
+            waiting.owe(partition, await read_debt(kafka, partition, app.consumer.finished()))
+        admitted = waiting.admit(event)
+        if not admitted:
+            # A rebalance must not wait for what waits itself; it is fetched again then.
+            app.consumer.unacked.discard(event.message)
+        for ready in admitted:
+            await _finish(ready, app, worker)
+
+
+async def _finish(event: Any, app: faust.App, worker: StreamWorker) -> None:  # noqa: ANN401
+    message = event.message
+    if message.generation_id != app.consumer_generation_id:
+        return
+    if not app.consumer.is_next(message.tp, message.value):
+        raise RuntimeError(f"{message.tp} was read with a gap before {message.value.first}; start again")
+    await worker.handle(message.tp, message.value)
+    event.ack()

@@ -1,0 +1,165 @@
+"""A Faust transport that hands an agent whole chunks: all records fetched of a partition arrive as one message.
+
+Faust spends four tasks and a wait on every message. Here, what one fetch brings of a partition of an input topic
+becomes one message: its value is a `Chunk` with the raw records, its offset is the last one's. Changelog topics are
+delivered record by record as ever, so tables, rebalances, standbys and recovery work as before.
+
+The agent says `chunk.finished = True` when everything that follows from the records is safe, and then acknowledges.
+Only such chunks are committed: Faust itself acknowledges messages that it skips, as while a rebalance begins, and
+would commit past them. A chunk that does not follow on what was finished (`is_next`) must not be handled: whatever
+lies between was fetched and then dropped, and comes again after a restart.
+
+    register()
+    app = faust.App(..., broker="chunks://host:port", broker_max_poll_records=2_000)
+    async for event in stream.noack().events():
+        chunk = event.message.value
+        ...
+        chunk.finished = True
+        event.ack()
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+from faust.transport.drivers import TRANSPORTS
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from stream.dead_letters import RawRecord
+
+SCHEME = "chunks"
+
+Record = TypeVar("Record", bound=RawRecord)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Chunk(Generic[Record]):
+    """Records of one partition, in order, that are handled and committed together."""
+
+    records: Sequence[Record]
+    first: int
+    """The offset at which reading stood before; offsets up to the first record's are gaps in the log."""
+    finished: bool = False
+    """Set by the agent before it acknowledges; what is not finished is delivered again."""
+
+    @property
+    def next(self) -> int:
+        """The offset to commit."""
+        return self.records[-1].offset + 1
+
+
+class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # Faust has no types
+    """Reads committed records only, so that what a producer took back is never handled."""
+
+    def _create_worker_consumer(self, transport: driver.Transport) -> Any:  # noqa: ANN401 - aiokafka has no types
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"  # noqa: SLF001 - Faust has no setting for it
+        return consumer
+
+
+class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
+    """Keeps, per partition of an input topic, where the next fetch begins and how far everything is finished."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on as they are
+        super().__init__(*args, **kwargs)
+        self._fetched: dict[TP, int] = {}
+        self._finished: dict[TP, int] = {}
+        self._seeks = 0
+
+    def finished(self) -> Mapping[TP, int]:
+        """Per partition, the offset before which everything is safe."""
+        return self._finished
+
+    def is_next(self, tp: TP, chunk: Chunk[Any]) -> bool:
+        """Whether all before the chunk is finished; it may overlap with what is."""
+        return chunk.first <= self._finished[tp]
+
+    async def perform_seek(self) -> None:
+        """Goes back to the committed offsets; what was fetched and not finished comes again."""
+        self._seeks += 1
+        await super().perform_seek()
+        self._seeks += 1
+        for tp in self.assignment():
+            committed = self._read_offset[tp]
+            if self._is_input(tp) and committed is not None:
+                self._fetched[tp] = self._finished[tp] = committed
+                self._forget_acknowledged(tp)
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Forgets where these stood: somebody else may carry on."""
+        for tp in revoked:
+            self._fetched.pop(tp, None)
+            self._finished.pop(tp, None)
+        await super().on_partitions_revoked(revoked)
+
+    def ack(self, message: Any) -> bool:  # noqa: ANN401 - Faust's message
+        """Takes a finished chunk of this generation as done; every other acknowledgement of a chunk means nothing."""
+        chunk = message.value
+        if not isinstance(chunk, Chunk):
+            return bool(super().ack(message))
+        is_ours = message.generation_id == self.app.consumer_generation_id
+        if is_ours and chunk.finished and self.is_next(message.tp, chunk):
+            self._finished[message.tp] = max(self._finished[message.tp], chunk.next)
+            return bool(super().ack(message))
+        self._unacked_messages.discard(message)
+        return False
+
+    async def on_task_error(self, exc: BaseException) -> None:
+        """Ends the app: the next chunk must not be handled before the one that failed, and a restart reads it again."""
+        await self.app.crash(exc)
+
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, Sequence[Any]]:  # noqa: ASYNC109
+        seeks = self._seeks
+        fetched = await super()._getmany(active_partitions, timeout)
+        if fetched and seeks != self._seeks:
+            # Nobody can tell from which side of the seek these are: have them again.
+            await self._return(tp for tp in fetched if self._is_input(tp))
+            return {tp: records for tp, records in fetched.items() if not self._is_input(tp)}
+        return {tp: [self._chunk(tp, rs)] if self._is_input(tp) else rs for tp, rs in fetched.items()}
+
+    async def _return(self, tps: Iterable[TP]) -> None:
+        for tp in tps:
+            await self.seek(tp, self._fetched.get(tp, 0))
+
+    def _chunk(self, tp: TP, records: Sequence[Any]) -> Any:  # noqa: ANN401 - aiokafka's record
+        first = self._fetched.get(tp, records[0].offset)
+        self._finished.setdefault(tp, first)
+        chunk = Chunk(records, first)
+        self._fetched[tp] = chunk.next
+        return dataclasses.replace(records[-1], key=None, value=chunk, headers=())
+
+    def _new_offset(self, tp: TP) -> int | None:
+        if not self._is_input(tp):
+            offset: int | None = super()._new_offset(tp)
+            return offset
+        self._forget_acknowledged(tp)
+        return self._finished.get(tp)
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        if not self._is_input(tp):
+            await super()._add_gap(tp, offset_from, offset_to)
+
+    def _forget_acknowledged(self, tp: TP) -> None:
+        self._acked[tp].clear()
+        self._acked_index[tp].clear()
+
+    def _is_input(self, tp: TP) -> bool:
+        return bool(self.app.topics.acks_enabled_for(tp.topic))
+
+
+class Transport(driver.Transport):  # type: ignore[misc] # Faust has no types
+    """Kafka through aiokafka, by chunks; brokers are given as `chunks://host:port`."""
+
+    Consumer: ClassVar[type[Consumer]] = Consumer
+    driver_version = f"chunks over {driver.Transport.driver_version}"
+
+
+def register() -> None:
+    """Makes the scheme known to Faust; a second time changes nothing."""
+    TRANSPORTS.aliases[SCHEME] = f"{__name__}:{Transport.__name__}"
