@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 from rich.console import Console
@@ -42,56 +42,64 @@ SMALLEST_WINDOW, LARGEST_WINDOW = 1_000, 100_000
 TENTHS = 10
 COLUMNS = ("user", "item", "time", "clicked", "propensity", "position", "policy")
 
+Kills = Literal["none", "each in turn"]
 
-class Run(NamedTuple):
-    """What one replay left behind."""
+
+class Drive(NamedTuple):
+    """How one replay went."""
 
     played: Played
     seconds: float
     """From the first event sent until every process had done everything."""
-    comparison: Comparison
-    users_with_recommendations: int
-    dead_letters: int
     points: Sequence[Point]
     """The climb; the last one stands at the end of the stream."""
     restarted: Mapping[str, bool]
-    """Of every process that was killed, whether it was running again at the end."""
+    """Of every process that was killed, whether another stands in its place at the end."""
 
 
-def replay(rows: pa.Table, directory: Path, *, kill: bool) -> Run:
+class Run(NamedTuple):
+    """How it went, and what it left behind."""
+
+    drive: Drive
+    comparison: Comparison
+    users_with_recommendations: int
+    dead_letters: int
+
+
+def replay(rows: pa.Table, directory: Path, *, kills: Kills = "none", pace: Pace) -> Run:
     """Starts the system in `directory`, plays the rows into it and holds what came of it against them."""
     clicks = clicks_of(rows)
-    max_length = min(max(len(chosen) for chosen in clicks.values()), LONGEST_SEQUENCE)
+    max_length = max(2, min(max(len(chosen) for chosen in clicks.values()), LONGEST_SEQUENCE))
     count = sum(len(chosen) for chosen in clicks.values())
+    window = min(max(count // TENTHS, SMALLEST_WINDOW), LARGEST_WINDOW)
     with running_system(
-        directory,
-        stream={"max_sequence_length": max(2, max_length)},
-        trainer={"metric_window": min(max(count // TENTHS, SMALLEST_WINDOW), LARGEST_WINDOW)},
+        directory, stream={"max_sequence_length": max_length}, trainer={"metric_window": window}
     ) as system:
-        before = {name: system.pid(name) for name in PROCESSES}
-        began = time.monotonic()
-        with Climb(system, clicks=count, at_share=_kills(system) if kill else ()) as climb:
-            played = play(_shown(rows), kafka=system.kafka, pace=Pace(None), stop=threading.Event())
-            system.wait_until_caught_up()
-            seconds = time.monotonic() - began
-        system.wait_until_started()
-        end = Point(1.0, figures_of(system.metrics("trainer")))
+        drive = _drive(system, rows, clicks=count, kills=kills, pace=pace)
         return Run(
-            played=played,
-            seconds=seconds,
+            drive=drive,
             comparison=compare(clicks, newest_states(system.kafka), max_length=max_length),
             users_with_recommendations=len(clicks.keys() & _recommended_to(system.kafka)),
             dead_letters=_dead_letters(system.kafka),
-            points=[*climb.points[: TENTHS - 1], end],
-            restarted={name: name == BROKER or system.pid(name) != before[name] for name in system.killed},
         )
+
+
+def _drive(system: System, rows: pa.Table, *, clicks: int, kills: Kills, pace: Pace) -> Drive:
+    began = time.monotonic()
+    with Climb(system, clicks=clicks, at_share=_kills(system) if kills == "each in turn" else ()) as climb:
+        played = play(_shown(rows), kafka=system.kafka, pace=pace, stop=threading.Event())
+        system.wait_until_caught_up()
+    seconds = time.monotonic() - began
+    system.wait_until_started()
+    end = Point(1.0, figures_of(system.metrics("trainer")))
+    return Drive(played, seconds, [*climb.points[: TENTHS - 1], end], system.restarted())
 
 
 def _kills(system: System) -> list[tuple[float, Callable[[], None]]]:
     """Each process in turn, and the broker in between, while the stream goes by."""
-    victims: list[Callable[[], None]] = [functools.partial(system.kill, name) for name in PROCESSES]
-    victims.insert(len(victims) // 2, system.kill_broker)
-    return [((1 + nth) / (2 + len(victims)), kill) for nth, kill in enumerate(victims)]
+    half = len(PROCESSES) // 2
+    victims = (*PROCESSES[:half], BROKER, *PROCESSES[half:])
+    return [((1 + nth) / (2 + len(victims)), functools.partial(system.kill, name)) for nth, name in enumerate(victims)]
 
 
 def _shown(rows: pa.Table) -> Iterable[Event]:
@@ -127,7 +135,7 @@ def _equal(what: str, ours: float, baseline: Baseline) -> Row:
 
 
 def _foreseen(run: Run) -> list[Row]:
-    first, last = run.points[0].figures, run.points[-1].figures
+    first, last = run.drive.points[0].figures, run.drive.points[-1].figures
     rows = [
         row(
             f"{name} of the last tenth",
@@ -147,16 +155,16 @@ def _foreseen(run: Run) -> list[Row]:
 
 
 def _killed(run: Run) -> list[Row]:
-    if not run.restarted:
+    if not run.drive.restarted:
         return []
-    killed = Baseline("killed with -9", len(run.restarted))
-    return [_equal("running again: " + ", ".join(run.restarted), sum(run.restarted.values()), killed)]
+    killed = Baseline("killed with -9", len(run.drive.restarted))
+    return [_equal("running again: " + ", ".join(run.drive.restarted), sum(run.drive.restarted.values()), killed)]
 
 
 def _rates(run: Run) -> list[Row]:
     return [
-        row("events into Kafka", run.played.events / run.played.seconds, unit="1/s"),
-        row("clicks through the whole system", run.comparison.applied / run.seconds, unit="1/s"),
+        row("events into Kafka", run.drive.played.events / run.drive.played.seconds, unit="1/s"),
+        row("clicks through the whole system", run.comparison.applied / run.drive.seconds, unit="1/s"),
     ]
 
 
@@ -171,18 +179,24 @@ def main() -> None:
     options = _options()
     rows = load_rows(options)
     with tempfile.TemporaryDirectory(prefix="replay-") as folder:
-        run = replay(rows, options.state or Path(folder), kill=options.kill)
-    print_climb(run.points)
+        run = replay(rows, options.state or Path(folder), kills=options.kill, pace=Pace(None))
+    print_climb(run.drive.points)
     for difference in run.comparison.differences:
         print(difference)
-    report("replay" + (" with kill -9" if options.kill else ""), rows_of(run))
+    report("replay" if options.kill == "none" else "replay with kill -9", rows_of(run))
 
 
 def _options() -> argparse.Namespace:
     parser = arguments("A whole log at full speed through the running system.")
     parser.add_argument("file", type=Path, metavar="FILE", help="a log as `sasrec-stream replay` takes it")
     parser.add_argument("--limit", type=int, help="rows, in the order of time")
-    parser.add_argument("--kill", action="store_true", help="kill -9 of every process in turn and of the broker once")
+    parser.add_argument(
+        "--kill",
+        action="store_const",
+        const="each in turn",
+        default="none",
+        help="kill -9 of every process in turn and of the broker once",
+    )
     parser.add_argument("--state", type=Path, help="keep everything in this new folder")
     for kind in COLUMNS:
         parser.add_argument(f"--{kind}-column", help="as in `sasrec-stream replay`")

@@ -41,8 +41,7 @@ class System:
         self.settings = settings
         self._process = process
         self._broker = LocalKafka(settings.kafka_directory)
-        self.killed: list[str] = []
-        """What was killed so far, in order."""
+        self._killed: dict[str, int] = {}
 
     @property
     def kafka(self) -> KafkaSettings:
@@ -55,17 +54,19 @@ class System:
         return log_of(self.settings.state.directory)
 
     def kill(self, name: str) -> None:
-        """As `kill -9` does; the supervisor starts it again by itself, and `wait_until_started` waits for that."""
-        os.kill(self.pid(name), signal.SIGKILL)
-        self.killed.append(name)
+        """As `kill -9` does, a process by its name or the broker; the supervisor starts it again by itself."""
+        pid = self.pid(name)
+        self._killed[name] = pid
+        os.kill(pid, signal.SIGKILL)
 
-    def kill_broker(self) -> None:
-        """The same for Kafka itself."""
-        self._broker.kill()
-        self.killed.append(BROKER)
+    def restarted(self) -> dict[str, bool]:
+        """Of all that was killed, whether another process stands in its place."""
+        return {name: self.pid(name) != killed for name, killed in self._killed.items()}
 
     def pid(self, name: str) -> int:
         """The process of that name, as it said itself; a killed one leaves its number until the next starts."""
+        if name == BROKER:
+            return self._broker.pid or 0
         running = read_process(self.settings.state.directory, name)
         assert running is not None
         return running.pid
