@@ -1,0 +1,181 @@
+"""What the scoring worker reads: `sequences` from the start, to know everybody, and what it has to answer.
+
+The group shares the partitions of `sequences` and `requests` so that one worker has both of a user. Whoever gets a
+partition reads its sequences from the start and so rebuilds the histories; the requests of that partition wait until
+this is done. Only what stands at or behind the committed offset is answered; the commit says beside each offset from
+where on `recommendations` may hold answers to what stands behind it, so that a worker that takes over makes none again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import structlog
+from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
+from kafka.errors import CommitFailedError, RebalanceInProgressError
+
+from deploy.scoring.answered import answered_since, recommendations_end
+from deploy.scoring.batching import Source
+from stream.clients import consumer
+from stream.settings import KafkaSettings
+from stream.topics import REQUESTS, SEQUENCES
+
+SESSION_TIMEOUT_MS = 6_000
+HEARTBEAT_MS = 2_000
+
+
+class Done(NamedTuple):
+    """How far a source is answered: what is committed."""
+
+    offset: int
+    """Everything before it has its answer."""
+    recommended: int
+    """No answer to what stands at `offset` or behind it stands before this offset of `recommendations`."""
+
+
+class Rebalanced(NamedTuple):
+    """What another distribution of the partitions means for the worker."""
+
+    done: Mapping[Source, Done]
+    """Of every source that is ours now."""
+    ends: Mapping[Source, int]
+    """Where each ended at that moment: nothing from there on was answered by a predecessor."""
+    lost: frozenset[Source]
+    answered: frozenset[str]
+    """request_ids that have their slate among what will be read again."""
+
+
+class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python ships no types
+    """The group consumer of one worker.
+
+    `member` is a name that only this worker has and keeps over restarts: after a kill -9 it then has its partitions
+    back at once instead of after the session timeout.
+    """
+
+    def __init__(self, kafka: KafkaSettings, *, member: str | None = None) -> None:
+        self._kafka = kafka
+        self._consumer = consumer(
+            kafka,
+            group_id=kafka.group("scoring"),
+            group_instance_id=member,
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            heartbeat_interval_ms=HEARTBEAT_MS,
+        )
+        self._moved = False
+        self._next: dict[Source, int] = {}
+        self._answer_from: dict[Source, int] = {}
+        self._rebuild_to: dict[Source, int] = {}
+        self._consumer.subscribe([kafka.topic(SEQUENCES), kafka.topic(REQUESTS)], listener=self)
+
+    def on_partitions_revoked(self, revoked: list[TopicPartition]) -> None:  # noqa: ARG002 - the base class names it
+        """Runs on the consumer's own thread, so it only takes a note."""
+        self._moved = True
+
+    def on_partitions_assigned(self, assigned: list[TopicPartition]) -> None:
+        """Nothing is fetched before `rebalanced` has said where to begin. Runs on the consumer's own thread."""
+        self._consumer.pause(*assigned)
+        self._moved = True
+
+    def poll(self, *, timeout_seconds: float, limit: int) -> list[tuple[Source, list[Any]]]:
+        """The records that arrived, by source and in order; waits no longer than until the first one is there."""
+        polled = self._consumer.poll(timeout_ms=math.ceil(timeout_seconds * 1_000), max_records=limit)
+        arrived = [(self._source(partition), records) for partition, records in polled.items()]
+        for source, records in arrived:
+            self._next[source] = records[-1].offset + 1
+        return arrived
+
+    def answer_from(self, source: Source) -> int:
+        """What stands before was answered when we got the partition."""
+        return self._answer_from[source]
+
+    def next_offset(self, source: Source) -> int:
+        """The first offset that was not read yet."""
+        return max(self._next[source], self._answer_from[source])
+
+    def rebalanced(self) -> Rebalanced | None:
+        """Call after every poll. After a rebalance, sets where each partition is read from; None where nothing moved.
+
+        1. what went is forgotten
+        2. the committed offsets say what is answered; a partition never committed begins at 0
+        3. `recommendations` says what of the rest is answered all the same
+        4. new sequences are read from their start, what we had from where we were
+        5. the requests of a partition wait for its sequences
+        """
+        if not self._moved:
+            return None
+        self._moved = False
+        ours = {self._source(partition) for partition in self._consumer.assignment()}
+        lost = frozenset(self._answer_from.keys() - ours)
+        for source in lost:  # 1.
+            del self._answer_from[source]
+            self._next.pop(source, None)
+            self._rebuild_to.pop(source, None)
+        done = self._done(ours)  # 2.
+        answered = answered_since(self._kafka, _lowest_recommended(done))  # 3.
+        ends = self._ends(ours)
+        self._seek(done, ends)  # 4. 5.
+        return Rebalanced(done, ends, lost, answered)
+
+    def rebuild(self) -> tuple[int, int] | None:
+        """Lets a partition's requests flow once its histories stand; records read and to read while some do not."""
+        behind = 0
+        for source, end in list(self._rebuild_to.items()):
+            left = end - self._consumer.position(self._partition(source))
+            if left <= 0:
+                del self._rebuild_to[source]
+                self._consumer.resume(self._partition(Source(REQUESTS, source.partition)))
+            behind += max(left, 0)
+        total = sum(self._rebuild_to.values())
+        return (total - behind, total) if self._rebuild_to else None
+
+    def commit(self, done: Mapping[Source, Done]) -> None:
+        """Says for whoever comes after us what is answered; a partition that just went is no longer ours to say so."""
+        offsets = {
+            self._partition(source): OffsetAndMetadata(offset, str(recommended), -1)
+            for source, (offset, recommended) in done.items()
+        }
+        try:
+            self._consumer.commit(offsets)
+        except (CommitFailedError, RebalanceInProgressError) as error:
+            structlog.get_logger().info("not committed: the partitions are moving", error=str(error))
+
+    def close(self) -> None:
+        """Leaves without another commit."""
+        self._consumer.close(autocommit=False, timeout_ms=2_000)
+
+    def _done(self, ours: set[Source]) -> dict[Source, Done]:
+        ends = recommendations_end(self._kafka, frozenset(source.partition for source in ours))
+        done = {}
+        for source in ours:
+            found = self._consumer.committed(self._partition(source), metadata=True)
+            done[source] = Done(0, ends[source.partition]) if found is None else Done(found.offset, int(found.metadata))
+        return done
+
+    def _ends(self, ours: set[Source]) -> dict[Source, int]:
+        ends = self._consumer.end_offsets([self._partition(source) for source in ours])
+        return {self._source(partition): end for partition, end in ends.items()}
+
+    def _seek(self, done: Mapping[Source, Done], ends: Mapping[Source, int]) -> None:
+        for source, (offset, _) in done.items():
+            if source not in self._answer_from and source.topic == SEQUENCES:
+                self._next[source] = 0
+                self._rebuild_to[source] = ends[source]
+            self._answer_from[source] = offset
+            self._consumer.seek(self._partition(source), self._next.setdefault(source, offset))
+        waiting = {Source(REQUESTS, source.partition) for source in self._rebuild_to}
+        self._consumer.resume(*(self._partition(source) for source in done if source not in waiting))
+
+    def _source(self, partition: TopicPartition) -> Source:
+        return Source(partition.topic.removeprefix(self._kafka.topic_prefix), partition.partition)
+
+    def _partition(self, source: Source) -> TopicPartition:
+        return TopicPartition(self._kafka.topic(source.topic), source.partition)
+
+
+def _lowest_recommended(done: Mapping[Source, Done]) -> dict[int, int]:
+    lowest: dict[int, int] = {}
+    for source, (_, recommended) in done.items():
+        lowest[source.partition] = min(recommended, lowest.get(source.partition, recommended))
+    return lowest

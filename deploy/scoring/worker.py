@@ -1,0 +1,186 @@
+"""The scoring worker: a click or a request comes in, a slate with exact propensities goes out.
+
+The protocol, which makes every slate at least once and, unless a stalled worker wakes up after its partitions went to
+another, exactly once:
+
+1. read what arrived, fold it into the histories, let the work wait
+2. take a batch, rank and draw it from one shelf, hand the slates to the producer
+3. from time to time wait until the broker has acknowledged what was sent
+4. and only then commit, up to the first work that still waits
+
+After a kill between 2 and 4 the successor reads the same work again; it makes no slate that already stands on
+`recommendations`, and what it makes again from the same model and history is the same slate, for the draw is seeded by
+the request_id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import msgspec
+import structlog
+import torch
+
+from deploy.scoring import metrics
+from deploy.scoring.answers import Answers
+from deploy.scoring.batching import Waiting, Work
+from deploy.scoring.histories import Histories
+from deploy.scoring.inputs import Inputs
+from deploy.scoring.intake import Intake
+from deploy.scoring.items import Items
+from deploy.scoring.models import Models
+from deploy.scoring.report import Report
+from deploy.scoring.shelf import ColdShelf
+from deploy.scoring.slates import Query, Slates
+from deploy.settings import Settings
+from stream.cloud_events import cloud_event_headers
+from stream.events import Recommendation
+from stream.topics import RECOMMENDATIONS
+
+READ_AHEAD = 10_000
+"""Most work that waits in memory; the rest waits in Kafka."""
+IDLE_SECONDS = 0.1
+COMMIT_SECONDS = 0.25
+PROGRESS_SECONDS = 1.0
+
+
+def run_worker(settings: Settings, stop: threading.Event, *, member: str | None = None) -> None:
+    """Answers until `stop` is set; `member` is a name that only this worker has and keeps over restarts.
+
+    Raises:
+        ValueError: `scoring.checkpoint` cannot be served from.
+        KafkaError: a slate could not be written; whoever starts the process again loses nothing.
+    """
+    torch.set_num_threads(settings.scoring.threads)
+    with contextlib.ExitStack() as stack:
+        answers = stack.enter_context(contextlib.closing(Answers(settings.kafka)))
+        worker = ScoringWorker(settings, answers)
+        followers = stack.enter_context(_following(worker))
+        _wait_until_ready(worker, followers, stop)
+        inputs = stack.enter_context(contextlib.closing(Inputs(settings.kafka, member=member)))
+        while not stop.is_set():
+            worker.turn(inputs)
+            _raise_failure(followers)
+        worker.commit(inputs)
+
+
+@contextlib.contextmanager
+def _following(worker: ScoringWorker) -> Iterator[list[Future[None]]]:
+    """`models` and `items` are followed beside the loop: loading a model holds up neither a withdrawal nor a user."""
+    ended = threading.Event()
+    with ThreadPoolExecutor(2, thread_name_prefix="follow") as pool:
+        try:
+            yield [pool.submit(worker.models.run, ended), pool.submit(worker.items.run, ended)]
+        finally:
+            ended.set()
+
+
+def _wait_until_ready(worker: ScoringWorker, followers: Iterable[Future[None]], stop: threading.Event) -> None:
+    """Nobody gets a withdrawn item or a slate without the model only because the worker has just started."""
+    while not (worker.models.ready.is_set() and worker.items.ready.is_set()) and not stop.wait(0.01):
+        _raise_failure(followers)
+
+
+def _raise_failure(followers: Iterable[Future[None]]) -> None:
+    for follower in followers:
+        if follower.done():
+            follower.result()
+
+
+class ScoringWorker:
+    """One worker's memory; `turn` is one round of the protocol."""
+
+    def __init__(self, settings: Settings, answers: Answers) -> None:
+        scoring, trainer = settings.scoring, settings.trainer
+        self.models = Models(settings.kafka, checkpoint=scoring.checkpoint, warm_up_users=scoring.max_batch)
+        self.items = Items(settings.kafka, refuse=answers.refuse)
+        self._answers = answers
+        self._waiting = Waiting(max_batch=scoring.max_batch, max_wait_seconds=scoring.max_wait_ms / 1_000)
+        self._histories = Histories(max_users=scoring.max_users)
+        self._intake = Intake(
+            self._waiting,
+            self._histories,
+            max_future_seconds=settings.stream.max_future_seconds,
+            refuse=answers.refuse,
+        )
+        self._cold = ColdShelf(max_items=trainer.max_items, half_life_clicks=trainer.popular_half_life)
+        self._slates = Slates(settings.policy)
+        self._slate_size = settings.policy.slate_size
+        self._report = Report()
+        self._encode = msgspec.json.Encoder().encode
+        self._unacknowledged: list[Recommendation] = []
+        self._commit_at_seconds = 0.0
+        self._progress_at_seconds = 0.0
+
+    def turn(self, inputs: Inputs) -> None:
+        """Reads, answers what is due, and commits from time to time."""
+        if len(self._waiting) < READ_AHEAD:
+            self._read(inputs)  # 1.
+        if self._waiting.seconds_left(time.monotonic()) == 0.0:
+            self._answer(self._waiting.take())  # 2.
+        if time.monotonic() >= self._commit_at_seconds:
+            self.commit(inputs)
+            self._commit_at_seconds = time.monotonic() + COMMIT_SECONDS
+
+    def commit(self, inputs: Inputs) -> None:
+        """Waits for acknowledgements, and then says what is done."""
+        slates, self._unacknowledged = self._unacknowledged, []
+        self._report.acknowledged(slates, self._answers.acknowledged())  # 3.
+        metrics.KNOWN_USERS.set(len(self._histories))
+        inputs.commit(self._answers.done(self._waiting.first_offsets(), inputs.next_offset))  # 4.
+
+    def _read(self, inputs: Inputs) -> None:
+        wait_seconds = self._waiting.seconds_left(time.monotonic())
+        room = READ_AHEAD - len(self._waiting)
+        arrived = inputs.poll(timeout_seconds=IDLE_SECONDS if wait_seconds is None else wait_seconds, limit=room)
+        moved = inputs.rebalanced()
+        if moved is not None:
+            self._intake.rebalanced(moved)
+            self._answers.begin(moved)
+        clicked = self._cold.click if self.models.live is None else _ignore
+        for source, records in arrived:
+            self._intake.read(source, records, answer_from=inputs.answer_from(source), clicked=clicked)
+        self._tell_progress(inputs.rebuild())
+
+    def _answer(self, batch: list[Work]) -> None:
+        """From one shelf and one state of withdrawals: both are taken once."""
+        began = time.monotonic()
+        withdrawn = self.items.withdrawn
+        shelf = self.models.live or self._cold.shelf(self.items.available)
+        queries = [self._query(work) for work in batch]
+        now_ms = _now_ms()
+        slates = self._slates.draw(shelf, queries, withdrawn=withdrawn, now_ms=now_ms)
+        for work, slate in zip(batch, slates, strict=True):
+            headers = cloud_event_headers(
+                event_id=slate.request_id, kind="recommendation", source=RECOMMENDATIONS, at_ms=now_ms
+            )
+            self._answers.send(work, self._encode(slate), headers)
+        self._unacknowledged += slates
+        metrics.BATCH_USERS.observe(len(batch))
+        metrics.BATCH_SECONDS.observe(time.monotonic() - began)
+
+    def _query(self, work: Work) -> Query:
+        items = self._histories.items_of(work.user_id)
+        request = work.request
+        if request is None:
+            return Query(work.user_id, work.request_id, work.cause, items, self._slate_size)
+        size = request.k or self._slate_size
+        return Query(work.user_id, work.request_id, work.cause, items, size, request.candidates, request.exclude)
+
+    def _tell_progress(self, progress: tuple[int, int] | None) -> None:
+        if progress is not None and time.monotonic() >= self._progress_at_seconds:
+            self._progress_at_seconds = time.monotonic() + PROGRESS_SECONDS
+            read, total = progress
+            structlog.get_logger().info("histories are rebuilding", read=read, total=total, users=len(self._histories))
+
+
+def _ignore(_item_id: str) -> None:
+    """The model counts clicks by itself."""
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
