@@ -1,6 +1,7 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley 2018), from item rows to hidden states.
 
-Shapes: B sequences, T positions, D units, H heads, R rows of the item table, F rows that begin afresh.
+Shapes: B sequences, T positions, D units, H heads, R rows of the item table, F rows that
+begin afresh, S last positions, E = 2 D.
 
 A sequence is padded on the left: its newest item stands in the last slot, which always takes the last position
 embedding, whatever the batch's length. Padding cannot leak, for no position attends to a padded one; what comes out at
@@ -11,7 +12,6 @@ generator that is passed in: there is no training mode to forget.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import numpy as np
 import torch
@@ -48,24 +48,25 @@ class Block(nn.Module):
     def forward(
         self,
         input_BTD: Float[Tensor, "B T D"],
-        mask: Bool[Tensor, "B 1 T T"],
+        mask_B1ST: Float[Tensor, "B 1 S T"],
         rng: np.random.Generator | None,
-    ) -> Float[Tensor, "B T D"]:
-        """Every position, from itself and those before it."""
+    ) -> Float[Tensor, "B S D"]:
+        """The last S positions, each from itself and those before it."""
         normed_BTD = self.attention_norm(input_BTD) if self.norm == "pre" else input_BTD
-        query_BTD, key_BTD, value_BTD = torch.split(self.query_key_value(normed_BTD), input_BTD.shape[-1], dim=-1)
-        attended_BTD = self._attend(query_BTD, key_BTD, value_BTD, mask)
-        return self._feed_forward(self._join_attention(input_BTD, attended_BTD, rng), rng)
+        query_BSD, key_BTD, value_BTD = self._project(normed_BTD, mask_B1ST.shape[2])
+        attended_BSD = self._attend(query_BSD, key_BTD, value_BTD, mask_B1ST)
+        residual_BSD = input_BTD[:, -mask_B1ST.shape[2] :]
+        return self._feed_forward(self._join_attention(residual_BSD, attended_BSD, rng), rng)
 
-    def last(self, input_BTD: Float[Tensor, "B T D"], mask: Bool[Tensor, "B 1 1 T"]) -> Float[Tensor, "B 1 D"]:
-        """The last position only, for prediction: one query instead of T."""
-        units = input_BTD.shape[-1]
-        normed_BTD = self.attention_norm(input_BTD) if self.norm == "pre" else input_BTD
+    def _project(self, normed_BTD: Tensor, last: int) -> tuple[Tensor, ...]:
+        """Queries of the last positions, keys and values of all."""
+        units = normed_BTD.shape[-1]
+        if last == normed_BTD.shape[1]:
+            return torch.split(self.query_key_value(normed_BTD), units, dim=-1)
         query_weight, key_value_weight = torch.split(self.query_key_value.weight, [units, 2 * units])
-        query_B1D = functional.linear(normed_BTD[:, -1:], query_weight)
-        key_BTD, value_BTD = torch.split(functional.linear(normed_BTD, key_value_weight), units, dim=-1)
-        attended_B1D = self._attend(query_B1D, key_BTD, value_BTD, mask)
-        return self._feed_forward(self._join_attention(input_BTD[:, -1:], attended_B1D, None), None)
+        key_value_BTE = functional.linear(normed_BTD, key_value_weight)
+        query_BSD = functional.linear(normed_BTD[:, -last:], query_weight)
+        return query_BSD, *torch.split(key_value_BTE, units, dim=-1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         attended = functional.scaled_dot_product_attention(
@@ -113,28 +114,28 @@ class SASRec(nn.Module):
         """Where the weights are, and where rows must be."""
         return self.item_RD.device
 
-    def forward(self, rows_BT: Int[Tensor, "B T"], *, rng: np.random.Generator | None = None) -> Float[Tensor, "B T D"]:
-        """The hidden state at every position, to be multiplied with the item table; dropout only with `rng`."""
-        valid_BT = rows_BT != PADDING
+    def forward(
+        self, rows_BT: Int[Tensor, "B T"], *, last: int | None = None, rng: np.random.Generator | None = None
+    ) -> Float[Tensor, "B S D"]:
+        """Hidden states, to be multiplied with the item table: of every position, or only of the `last` S.
+
+        Fewer positions cost less, for the last block works on them alone. Dropout only with `rng`.
+        """
         hidden_BTD = dropout(self._embed(rows_BT), rate=self.settings.dropout, rng=rng)
-        mask = causal_mask(valid_BT)
-        for block in self._layers:
-            hidden_BTD = block(hidden_BTD, mask, rng)
-        normed_BTD: Tensor = self.final_norm(hidden_BTD)
-        return normed_BTD
+        mask_B1TT = attention_mask(rows_BT != PADDING, dtype=hidden_BTD.dtype)
+        first = rows_BT.shape[1] - (last or rows_BT.shape[1])
+        for block in self.blocks[:-1]:
+            hidden_BTD = block(hidden_BTD, mask_B1TT, rng)
+        for block in self.blocks[-1:]:
+            hidden_BTD = block(hidden_BTD, mask_B1TT[:, :, first:], rng)
+        normed_BSD: Tensor = self.final_norm(hidden_BTD if self.blocks else hidden_BTD[:, first:])
+        return normed_BSD
 
     @torch.inference_mode()
     def encode_last(self, rows_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-        """The hidden state at the last position only, for prediction; cheaper than `forward`, the same numbers."""
-        valid_BT = rows_BT != PADDING
-        hidden_BTD = self._embed(rows_BT)
-        mask = causal_mask(valid_BT)
-        for block in self._layers[:-1]:
-            hidden_BTD = block(hidden_BTD, mask, None)
-        for block in self._layers[-1:]:
-            hidden_BTD = block.last(hidden_BTD, mask[:, :, -1:])
-        last_BD: Tensor = self.final_norm(hidden_BTD[:, -1])
-        return last_BD
+        """The hidden state at the newest position, for prediction."""
+        hidden_BD: Tensor = self(rows_BT, last=1)[:, 0]
+        return hidden_BD
 
     def grow(self, capacity: int) -> None:
         """Makes room for rows up to `capacity`; what is learnt stays bit for bit, new rows are zero."""
@@ -170,10 +171,6 @@ class SASRec(nn.Module):
             raise ValueError(f"the weights do not fit the model's settings: {error}; use another checkpoint") from error
         return model
 
-    @property
-    def _layers(self) -> list[Block]:
-        return cast("list[Block]", list(self.blocks))
-
     def _embed(self, rows_BT: Tensor) -> Tensor:
         length = rows_BT.shape[1]
         if length > self.settings.max_length:
@@ -194,12 +191,14 @@ class SASRec(nn.Module):
                     module.bias.zero_()
 
 
-def causal_mask(valid_BT: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
-    """Who may look at whom: [b, 0, t, s] where s is a real slot not after t, or t itself.
+def attention_mask(valid_BT: Bool[Tensor, "B T"], *, dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
+    """Zero where position t may look at s: s is a real slot not after t, or t itself; else -inf.
 
     A padded slot looks at itself alone, so that no softmax is taken over nothing.
     """
     length = valid_BT.shape[1]
-    causal_TT = torch.ones(length, length, dtype=torch.bool, device=valid_BT.device).tril()
+    later_TT = torch.ones(length, length, dtype=torch.bool, device=valid_BT.device).triu(diagonal=1)
     itself_TT = torch.eye(length, dtype=torch.bool, device=valid_BT.device)
-    return ((causal_TT & valid_BT[:, None, :]) | itself_TT)[:, None]
+    hidden_BTT = (later_TT | ~valid_BT[:, None, :]) & ~itself_TT
+    mask_BTT = torch.zeros(hidden_BTT.shape, dtype=dtype, device=valid_BT.device)
+    return mask_BTT.masked_fill_(hidden_BTT, -torch.inf)[:, None]
