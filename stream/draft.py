@@ -128,7 +128,7 @@ class Draft:
         found: dict[str | None, list[SeenItem]] = {}
         for item in impression.items:
             slate = self._slate_showing(item.item_id, impression.timestamp_ms)
-            found.setdefault(slate and slate.request_id, []).append(item)
+            found.setdefault(None if slate is None else slate.request_id, []).append(item)
         for request_id, items in found.items():
             known = None if request_id is None else self._find(request_id)
             self._see_in(known or self._opened(slates.glimpsed(impression)), items)
@@ -180,8 +180,9 @@ class Draft:
         owner = next((other for other in self._slates() if slates.click_on(other, item_id, at_ms)), None)
         if owner is not None:
             claim = slates.click_on(owner, item_id, at_ms)
-            is_settled = claim is None or claim.named or owner.request_id in self.closed
-            if is_settled or slates.age_order(owner) >= slates.age_order(slate):
+            if claim is None or claim.named or owner.request_id in self.closed:
+                return
+            if slates.age_order(owner) >= slates.age_order(slate):
                 return
             self.open[owner.request_id] = slates.without_click(owner, claim)
         slot = slate.items.index(item_id)

@@ -10,6 +10,8 @@ from stream.events import MAX_SLATE_ITEMS, Impression, PropensityKind, Recommend
 from stream.examples import Served, ShownItem
 from stream.sequences import KINDS, SOURCES, ParkedClick, Slate, SlateClick
 
+MAX_CLICKS = 32
+"""Clicks kept of a slate, beyond the first on every slot."""
 UNKNOWN_POLICY = "unknown"
 """Who served it is not known: no recommendation came, and the impression does not say."""
 
@@ -119,8 +121,9 @@ def is_quiet(slate: Slate) -> bool:
 
 
 def with_click(slate: Slate, click: SlateClick) -> Slate:
-    """The slate with the click; one more on a slot whose click named the slate changes nothing."""
-    if any(known.slot == click.slot and known.named for known in slate.clicks):
+    """The slate with the click; of many on one slot not all are kept."""
+    is_again = len(slate.clicks) >= MAX_CLICKS and click.slot in clicked(slate)
+    if click in slate.clicks or is_again:
         return slate
     return replace(slate, clicks=(*slate.clicks, click))
 
@@ -205,4 +208,4 @@ def _each_propensity(slate: Slate) -> Sequence[float | None]:
 
 
 def _each_kind(slate: Slate) -> Sequence[PropensityKind]:
-    return [KINDS[kind] for kind in slate.kinds] if slate.kinds else ("none",) * len(slate.items)
+    return [KINDS[kind] for kind in slate.kinds or bytes([KINDS.index("none")]) * len(slate.items)]
