@@ -16,6 +16,7 @@ from deploy.settings import load_settings
 BAD_USAGE = 2
 
 COMMANDS = {
+    "up": "deploy.cli.up:up",
     "kafka": "deploy.cli.kafka:app",
     "topics": "deploy.cli.topics:app",
     "produce": "deploy.cli.produce:produce",

@@ -22,8 +22,12 @@ class SupervisorSettings(Section):
     """Longest such wait, in seconds."""
     good_while_seconds: Annotated[float, Field(gt=0.0)] = 60.0
     """A process that ran so long, in seconds, starts with the first wait again when it dies."""
-    stop_seconds: Annotated[float, Field(gt=0.0)] = 6.0
-    """How long a process may take to stop, in seconds; then it is killed, and the summary says so."""
+    stop_seconds: Annotated[float, Field(gt=0.0)] = 5.0
+    """How long the applications may take to stop, and after them Kafka, in seconds; then they are killed, and that
+    is said.
+    """
+    catch_up_seconds: Annotated[float, Field(gt=0.0)] = 30.0
+    """How long `up --seconds` waits at its end for the outcome of every message, in seconds."""
     start_seconds: Annotated[float, Field(gt=0.0)] = 60.0
     """How long a new process may take until its metrics endpoint answers, in seconds; then it is restarted."""
     silence_seconds: Annotated[float, Field(gt=0.0)] = 20.0

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import structlog
-
 from deploy.local.child import BackOff, Child
 from deploy.local.settings import SupervisorSettings
 
@@ -57,16 +55,21 @@ class ProcessState(NamedTuple):
 
 
 class Supervisor:
-    """The processes of this machine; `clock` gives monotonic seconds."""
+    """The processes of this machine; `clock` gives monotonic seconds, `tell` hears what a person should know."""
 
     def __init__(
-        self, settings: SupervisorSettings, *, logs: Path, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: SupervisorSettings,
+        *,
+        logs: Path,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._logs = logs
         self._clock = clock
         self._kept: dict[str, Kept] = {}
-        self._log = structlog.get_logger()
+        self._tell = tell
 
     def start(self, program: Program) -> None:
         """Starts a program and keeps it running from now on."""
@@ -106,8 +109,8 @@ class Supervisor:
         return [name for name, child in children.items() if not self._ends(name, child, deadline)]
 
     def states(self) -> list[ProcessState]:
-        """Every program in the order in which they were started."""
-        return [_state(kept) for kept in self._kept.values()]
+        """Every program in the order in which they were started; safe to call from any thread."""
+        return [_state(kept) for kept in list(self._kept.values())]
 
     def log_of(self, name: str) -> Path:
         """Where a process's output goes."""
@@ -116,7 +119,6 @@ class Supervisor:
     def _launch(self, kept: Kept) -> None:
         kept.child = Child(kept.program.command, log=self.log_of(kept.program.name))
         kept.started_at_seconds = self._clock()
-        self._log.info("started", name=kept.program.name, pid=kept.child.pid, restarts=kept.restarts)
 
     def _notice(self, kept: Kept, child: Child) -> None:
         reason = child.ended()
@@ -128,14 +130,15 @@ class Supervisor:
         kept.next_start_seconds = now + kept.back_off.wait_seconds
         kept.restarts += 1
         kept.reason = reason
-        self._log.warning("ended", name=kept.program.name, reason=reason, wait_seconds=kept.back_off.wait_seconds)
+        self._tell(f"{kept.program.name}: {reason}; starting again in {kept.back_off.wait_seconds:g} s")
 
     def _ends(self, name: str, child: Child, deadline: float) -> bool:
         if child.wait(deadline - self._clock()) is not None:
             return True
-        child.kill(because=f"it did not stop within {self._settings.stop_seconds:g} s")
+        reason = f"it did not stop within {self._settings.stop_seconds:g} s"
+        child.kill(because=reason)
         child.wait(self._settings.stop_seconds)
-        self._log.warning("killed", name=name, reason=f"did not stop within {self._settings.stop_seconds:g} s")
+        self._tell(f"{name}: killed, because {reason}")
         return False
 
 

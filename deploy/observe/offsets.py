@@ -58,6 +58,11 @@ class Offsets:
             for kind, names in READS.items()
         }
 
+    def groups_are_stable(self) -> bool:
+        """Whether every group that divides its partitions among members has done so; the trainer takes them all."""
+        groups = self._client.describe_groups([self._kafka.group(kind) for kind in READS if kind != "trainer"])
+        return all(group["group_state"] == "Stable" for group in groups.values())
+
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()
