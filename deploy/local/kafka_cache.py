@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,8 +39,9 @@ def made_once(folder: Path, fill: Callable[[Path], None]) -> Path:
 
 
 def _fill_aside(folder: Path, fill: Callable[[Path], None]) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.aside-") as aside:
-        filled = Path(aside) / folder.name
-        filled.mkdir()
-        fill(filled)
-        filled.rename(folder)
+    aside = folder.with_name(f"{folder.name}.aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    fill(aside)
+    os.sync()  # else a power cut could leave the new name with empty files
+    aside.rename(folder)

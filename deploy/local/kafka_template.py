@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 import subprocess
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -25,14 +26,15 @@ def copy_formatted(jvm: Jvm, data: Path) -> None:
 
 
 def _format(jvm: Jvm, data: Path) -> None:
-    properties = data.with_suffix(".properties")
-    properties.write_text(server_properties(data, port=1, controller_port=2))
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    done = subprocess.run(
-        jvm.command("kafka.tools.StorageTool", "format", "--config", str(properties), "--cluster-id", cluster_id),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with tempfile.NamedTemporaryFile("w", suffix=".properties") as file:
+        file.write(server_properties(data, port=1, controller_port=2))
+        file.flush()
+        done = subprocess.run(
+            jvm.command("kafka.tools.StorageTool", "format", "--config", file.name, "--cluster-id", cluster_id),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode != 0:
         raise ValueError(f"the data folder of the local Kafka could not be formatted: {done.stderr or done.stdout}")
