@@ -45,14 +45,13 @@ class Draft:
         self.counted: Counter[str] = Counter()
         self.examples: list[Example] = []
 
-    def finish(self, clock_ms: int) -> UserState:
-        """The next state, after what is over by this event time was closed and the bounds were kept."""
-        self._release_overdue(clock_ms)
-        self._close_overdue(clock_ms)
-        self._forget(clock_ms)
+    def finish(self) -> UserState:
+        """The next state, after what is over by its clock was closed and the bounds were kept."""
+        self._release_overdue(self.state.clock_ms)
+        self._close_overdue(self.state.clock_ms)
+        self._forget(self.state.clock_ms)
         return replace(
             self.state,
-            clock_ms=clock_ms,
             accounts=added(self.state.accounts, self.counted),
             slates=tuple(self.open.values()),
             closed=tuple(self.closed.values()),
@@ -245,27 +244,14 @@ class Draft:
                 self.parked.remove(click)
                 self._teach_click(click, served=slates.served_by_somebody(click))
 
-    def _next_id(self) -> ExampleId:
-        return ExampleId(self.arrival.source, self.arrival.partition, self.arrival.offset, len(self.examples))
-
     def _teach_click(self, click: ParkedClick, *, served: Served | None) -> None:
-        self.examples.append(
-            ClickExample(
-                id=self._next_id(),
-                user_id=self.user_id,
-                context=click.context,
-                item_id=click.item_id,
-                timestamp_ms=click.at_ms,
-                arrived_at_ms=click.arrived_at_ms,
-                served=served,
-            )
-        )
+        self.examples.append(click_example(self.arrival, len(self.examples), self.user_id, click, served))
 
     def _teach_slate(self, slate: Slate, clicked: Collection[int], *, correction: bool) -> None:
         before = bisect_left(self.state.times_ms, slate.served_at_ms)
         self.examples.append(
             SlateExample(
-                id=self._next_id(),
+                id=ExampleId(*self.arrival[:3], len(self.examples)),
                 user_id=self.user_id,
                 context=self.state.items[max(before - self.settings.context_length, 0) : before],
                 request_id=slate.request_id,
@@ -276,6 +262,21 @@ class Draft:
                 correction=correction,
             )
         )
+
+
+def click_example(
+    arrival: Arrival, ordinal: int, user_id: str, click: ParkedClick, served: Served | None
+) -> ClickExample:
+    """A click as the trainer is told of it."""
+    return ClickExample(
+        id=ExampleId(arrival.source, arrival.partition, arrival.offset, ordinal),
+        user_id=user_id,
+        context=click.context,
+        item_id=click.item_id,
+        timestamp_ms=click.at_ms,
+        arrived_at_ms=click.arrived_at_ms,
+        served=served,
+    )
 
 
 def added(accounts: Accounts, counted: Counter[str]) -> Accounts:

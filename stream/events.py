@@ -36,6 +36,8 @@ def check_id(text: str, *, field: str) -> None:
     Raises:
         ValueError: empty, longer than 256 bytes of UTF-8, holding NUL or a lone surrogate.
     """
+    if text.isascii() and 1 <= len(text) <= MAX_ID_BYTES and "\0" not in text:
+        return  # the usual case, without encoding
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:

@@ -20,10 +20,10 @@ from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
 
-from stream.draft import Arrival, Draft, added
+from stream.draft import Arrival, Draft, added, click_example
 from stream.events import Click, Impression, Recommendation
 from stream.examples import Example
-from stream.sequences import SECOND_MS, ParkedClick, Times, UserState, times_of
+from stream.sequences import SECOND_MS, Applied, ParkedClick, Times, UserState, times_of
 from stream.settings import StreamSettings
 
 EVENT_ID_BYTES = 8
@@ -49,27 +49,20 @@ def apply_click(state: UserState, click: Click, arrival: Arrival, settings: Stre
     """
     if arrival.offset <= state.applied.clicks:
         return Folded(state, (), "repeated")
-    state = replace(state, applied=replace(state.applied, clicks=arrival.offset))
     mark = _mark(click.event_id)
     if _is_known(state, click, mark):
-        return _counted(state, "clicks_duplicate", "duplicate")
+        return _refused(state, arrival, "clicks_duplicate", "duplicate")
     if _is_late(state, click.timestamp_ms, settings):
-        return _counted(state, "clicks_late", "late")
+        return _refused(state, arrival, "clicks_late", "late")
     place = _place(state, click.timestamp_ms)
     context = state.items[max(place - settings.context_length, 0) : place]
-    state = replace(
-        state,
-        items=(*state.items[:place], click.item_id, *state.items[place:])[-settings.max_sequence_length :],
-        times=_with_time(state, place, click.timestamp_ms, settings),
-        clicks_applied=state.clicks_applied + 1,
-        click=(arrival.partition, arrival.offset, arrival.at_ms),
-        event_ids=(state.event_ids + mark)[-EVENT_IDS * EVENT_ID_BYTES :],
-    )
+    told = ParkedClick(click.item_id, click.timestamp_ms, click.request_id, click.position, arrival.at_ms, context)
+    state = _with_click(state, click, arrival, settings)
+    if not (click.request_id or state.slates or state.closed or state.parked):
+        return Folded(state, (click_example(arrival, 0, click.user_id, told, None),), "applied")
     draft = Draft(state, click.user_id, arrival, settings)
-    draft.click(
-        ParkedClick(click.item_id, click.timestamp_ms, click.request_id, click.position, arrival.at_ms, context)
-    )
-    return _finished(draft, click.timestamp_ms, "applied")
+    draft.click(told)
+    return _finished(draft, "applied")
 
 
 def apply_impression(state: UserState, impression: Impression, arrival: Arrival, settings: StreamSettings) -> Folded:
@@ -81,10 +74,11 @@ def apply_impression(state: UserState, impression: Impression, arrival: Arrival,
         count = len(impression.items)
         counted = Counter(impressions=1, items_seen=count, items_late=count)
         return Folded(replace(state, accounts=added(state.accounts, counted)), (), "late")
+    state = replace(state, clock_ms=max(state.clock_ms, impression.timestamp_ms))
     draft = Draft(state, impression.user_id, arrival, settings)
     draft.see(impression)
     is_duplicate = draft.counted["items_duplicate"] == len(impression.items)
-    return _finished(draft, impression.timestamp_ms, "duplicate" if is_duplicate else "applied")
+    return _finished(draft, "duplicate" if is_duplicate else "applied")
 
 
 def apply_recommendation(
@@ -103,25 +97,56 @@ def apply_recommendation(
     draft = Draft(state, recommendation.user_id, arrival, settings)
     outcome = draft.serve(recommendation)
     draft.counted["slates" if outcome == "applied" else f"slates_{outcome}"] += 1
-    return _finished(draft, state.clock_ms, outcome)
+    return _finished(draft, outcome)
 
 
-def _finished(draft: Draft, at_ms: int, outcome: Outcome) -> Folded:
-    state = draft.finish(max(draft.state.clock_ms, at_ms))
-    return Folded(state, tuple(draft.examples), outcome)
+def _finished(draft: Draft, outcome: Outcome) -> Folded:
+    return Folded(draft.finish(), tuple(draft.examples), outcome)
+
+
+def _refused(state: UserState, arrival: Arrival, name: str, outcome: Outcome) -> Folded:
+    return _counted(replace(state, applied=replace(state.applied, clicks=arrival.offset)), name, outcome)
 
 
 def _counted(state: UserState, name: str, outcome: Outcome) -> Folded:
     return Folded(replace(state, accounts=added(state.accounts, Counter({name: 1}))), (), outcome)
 
 
+def _with_click(state: UserState, click: Click, arrival: Arrival, settings: StreamSettings) -> UserState:
+    """The state with the click in its sequence: one constructor, because every click passes here."""
+    place, keep = _place(state, click.timestamp_ms), settings.max_sequence_length
+    if place == len(state.items):
+        items = (*state.items, click.item_id)
+    else:
+        items = (*state.items[:place], click.item_id, *state.items[place:])
+    return UserState(
+        items=items[-keep:],
+        times=_with_time(state, place, click.timestamp_ms, keep),
+        clicks_applied=state.clicks_applied + 1,
+        applied=Applied(arrival.offset, state.applied.impressions, state.applied.recommendations),
+        click=(arrival.partition, arrival.offset, arrival.at_ms),
+        clock_ms=max(state.clock_ms, click.timestamp_ms),
+        event_ids=(state.event_ids + _mark(click.event_id))[-EVENT_IDS * EVENT_ID_BYTES :],
+        accounts=state.accounts,
+        slates=state.slates,
+        closed=state.closed,
+        parked=state.parked,
+    )
+
+
 def _mark(event_id: str) -> bytes:
     return hashlib.blake2b(event_id.encode(), digest_size=EVENT_ID_BYTES).digest()
 
 
+def _holds(marks: bytes, mark: bytes) -> bool:
+    place = marks.find(mark)
+    while place % EVENT_ID_BYTES and place >= 0:
+        place = marks.find(mark, place + 1)
+    return place >= 0
+
+
 def _is_known(state: UserState, click: Click, mark: bytes) -> bool:
-    marks = state.event_ids
-    if any(marks[start : start + EVENT_ID_BYTES] == mark for start in range(0, len(marks), EVENT_ID_BYTES)):
+    if _holds(state.event_ids, mark):
         return True
     if not state.items or click.timestamp_ms > state.times.newest_ms:
         return False
@@ -145,10 +170,10 @@ def _place(state: UserState, at_ms: int) -> int:
     return bisect_right(state.times_ms, at_ms)
 
 
-def _with_time(state: UserState, place: int, at_ms: int, settings: StreamSettings) -> Times:
+def _with_time(state: UserState, place: int, at_ms: int, keep: int) -> Times:
     if not state.items:
         return Times(newest_ms=at_ms)
     if place == len(state.items):
-        return state.times.then(at_ms, keep=settings.max_sequence_length)
+        return state.times.then(at_ms, keep=keep)
     times_ms = state.times_ms
-    return times_of((*times_ms[:place], at_ms, *times_ms[place:])[-settings.max_sequence_length :])
+    return times_of((*times_ms[:place], at_ms, *times_ms[place:])[-keep:])
