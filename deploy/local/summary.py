@@ -144,8 +144,9 @@ def words(summary: Summary) -> str:
         "HR@10": rates,
         "latency": f"click to recommendation {latency or 'unknown'}",
         "processes": f"{alive} alive at the end, {summary.restarts} restarts",
-        "verdict": "good" if summary.good else "; ".join(summary.faults),
     }
+    if summary.exit_reason != "stopped":
+        rows["verdict"] = "good" if summary.good else "; ".join(summary.faults)
     return "\n".join(f"{name:<12}{what}" for name, what in rows.items())
 
 
