@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from deploy.registry.tables import SCHEMA_VERSION, Base, ModelVersion, Retrain, Schema, Verdict, VersionStatus
+from deploy.registry.tables import OPEN, SCHEMA_VERSION, Base, ModelVersion, Retrain, Schema, Verdict, VersionStatus
 from stream.events import ModelAnnouncement
 
 _BUSY_TIMEOUT_MS = 10_000
@@ -131,6 +131,13 @@ def retrain_by_id(engine: Engine, retrain_id: int) -> Retrain:
     if found is None:
         raise ValueError(f"no retrain {retrain_id} in the registry; ask for one with `sasrec-stream retrain`")
     return found
+
+
+def has_open_retrain(engine: Engine) -> bool:
+    """Whether one waits or runs."""
+    open_ones = select(Retrain.id).where(Retrain.status.in_(OPEN)).limit(1)
+    with Session(engine) as session:
+        return session.scalar(open_ones) is not None
 
 
 def fail_interrupted_retrains(engine: Engine, *, at_ms: int) -> int:

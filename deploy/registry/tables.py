@@ -12,6 +12,8 @@ SCHEMA_VERSION = 1
 VersionStatus = Literal["published", "promoted", "rejected"]
 RetrainStatus = Literal["requested", "running", "promoted", "rejected", "undecided", "failed"]
 Verdict = Literal["promoted", "rejected", "undecided", "failed"]
+OPEN: tuple[RetrainStatus, ...] = ("requested", "running")
+"""A retrain that is not over."""
 
 # SQLite counts by itself only in a column of type INTEGER.
 Identity = Annotated[int, mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)]

@@ -17,10 +17,11 @@ from deploy.scoring.inputs import Done, Rebalanced
 from stream.clients import producer
 from stream.cloud_events import Headers
 from stream.dead_letters import UnreadableError, dead_letter
+from stream.metrics import DEAD_LETTERS
 from stream.settings import KafkaSettings
 from stream.topics import DEAD_LETTER_SUFFIX, RECOMMENDATIONS
 
-_CLOSE_SECONDS = 2.0
+PATIENCE_SECONDS = 1.0
 
 
 class _Answer(NamedTuple):
@@ -77,6 +78,8 @@ class Answers:
 
     def refuse(self, record: Any, error: UnreadableError) -> None:  # noqa: ANN401 - kafka-python ships no types
         """Sends a record that cannot be read to the dead letters."""
+        topic = record.topic.removeprefix(self._kafka.topic_prefix)
+        DEAD_LETTERS.labels(topic=topic, reason=error.reason).inc()
         letter = dead_letter(record, error, max_bytes=self._kafka.max_message_bytes)
         future = self._producer.send(
             record.topic + DEAD_LETTER_SUFFIX,
@@ -91,11 +94,12 @@ class Answers:
         """Waits until the broker has everything sent so far; when it had each slate, in the order of sending.
 
         Raises:
+            KafkaTimeoutError: it does not answer just now; ask again.
             KafkaError: something could not be written; nothing of it may be committed.
         """
-        self._producer.flush()
+        self._producer.flush(timeout=PATIENCE_SECONDS)
         while self._refused:
-            self._refused.popleft().get(timeout=_CLOSE_SECONDS)
+            self._refused.popleft().get(timeout=PATIENCE_SECONDS)
         for sent in self._sent:
             written = sent.future.get(timeout=0)
             self._ends[written.partition] = max(self._ends.get(written.partition, 0), written.offset + 1)
@@ -115,7 +119,7 @@ class Answers:
 
     def close(self) -> None:
         """Ends the producer's thread."""
-        self._producer.close(timeout=_CLOSE_SECONDS)
+        self._producer.close(timeout=PATIENCE_SECONDS)
 
     def _done(self, source: Source, offset: int) -> Done:
         early = [answer for answer in self._answers[source] if answer.offset >= offset]

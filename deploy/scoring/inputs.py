@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import structlog
 from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
-from kafka.errors import CommitFailedError, RebalanceInProgressError
+from kafka.errors import CommitFailedError, KafkaTimeoutError, RebalanceInProgressError
 
 from deploy.scoring.answered import answered_since, recommendations_end
 from deploy.scoring.batching import Source
@@ -24,6 +24,7 @@ from stream.topics import REQUESTS, SEQUENCES
 
 SESSION_TIMEOUT_MS = 6_000
 HEARTBEAT_MS = 2_000
+COMMIT_TIMEOUT_MS = 1_000
 
 
 class Done(NamedTuple):
@@ -137,9 +138,9 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python s
             for source, (offset, recommended) in done.items()
         }
         try:
-            self._consumer.commit(offsets)
-        except (CommitFailedError, RebalanceInProgressError) as error:
-            structlog.get_logger().info("not committed: the partitions are moving", error=str(error))
+            self._consumer.commit(offsets, timeout_ms=COMMIT_TIMEOUT_MS)
+        except (CommitFailedError, RebalanceInProgressError, KafkaTimeoutError) as error:
+            structlog.get_logger().info("not committed; the next commit says it again", reason=str(error))
 
     def close(self) -> None:
         """Leaves without another commit."""

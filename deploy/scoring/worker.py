@@ -24,6 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import msgspec
 import structlog
 import torch
+from kafka.errors import KafkaTimeoutError
 
 from deploy.scoring import metrics
 from deploy.scoring.answers import Answers
@@ -127,9 +128,14 @@ class ScoringWorker:
             self._commit_at_seconds = time.monotonic() + COMMIT_SECONDS
 
     def commit(self, inputs: Inputs) -> None:
-        """Waits for acknowledgements, and then says what is done."""
-        slates, self._unacknowledged = self._unacknowledged, []
-        self._report.acknowledged(slates, self._answers.acknowledged())  # 3.
+        """Waits for acknowledgements, and then says what is done; later, where the broker does not answer just now."""
+        try:
+            times_ms = self._answers.acknowledged()  # 3.
+        except KafkaTimeoutError as error:
+            structlog.get_logger().warning("slates wait for the broker", reason=str(error))
+            return
+        self._report.acknowledged(self._unacknowledged, times_ms)
+        self._unacknowledged = []
         metrics.KNOWN_USERS.set(len(self._histories))
         inputs.commit(self._answers.done(self._waiting.first_offsets(), inputs.next_offset))  # 4.
 

@@ -402,15 +402,15 @@ def test_kill_nine_under_load_loses_no_request_and_answers_none_twice(
     world: World, settings: Settings, write_model: WriteModel, wait_until: WaitUntil
 ) -> None:
     world.announce(write_model(version=1, items=CATALOGUE_ITEMS))
-    pages = [f"page-{number}" for number in range(2_000)]
-    for kills in range(3):
+    pages = [f"page-{number}" for number in range(1_500)]
+    for kills in range(2):
         with process(settings, "the-worker") as child:
             for number, page in enumerate(pages[kills * 500 : kills * 500 + 500]):
                 world.request(f"user-{number % 50}", page, k=3)
             answered = len(world.slates())
             wait_until(functools.partial(world.has_more_slates_than, answered))
             os.kill(child.pid, signal.SIGKILL)
-    for number, page in enumerate(pages[1_500:]):
+    for number, page in enumerate(pages[1_000:]):
         world.request(f"user-{number % 50}", page, k=3)
     with running(settings, member="the-worker"):
         wait_until(lambda: {slate.request_id for slate in world.slates()} >= set(pages))
