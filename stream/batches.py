@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
+import msgspec
 from aiokafka import AIOKafkaProducer
 
 from stream.dead_letters import Headers
@@ -14,7 +15,7 @@ from stream.settings import KafkaSettings
 _NO_HEADERS: Headers = []
 
 
-class Message(NamedTuple):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """A record to be written."""
 
     key: bytes | None
@@ -58,9 +59,14 @@ class BatchProducer:
 
     def _batches(self, messages: Iterable[Message]) -> list[Any]:
         batches: list[Any] = []
-        for key, value, headers in messages:
-            if not batches or batches[-1].append(key=key, value=value, timestamp=None, headers=headers) is None:
+        for message in messages:
+            if not batches or not _fits(batches[-1], message):
                 batches.append(self._producer.create_batch())
-                fitted = batches[-1].append(key=key, value=value, timestamp=None, headers=headers)
-                assert fitted is not None, "an empty batch takes any message"
+                fits = _fits(batches[-1], message)
+                assert fits, "an empty batch takes any message"
         return batches
+
+
+def _fits(batch: Any, message: Message) -> bool:  # noqa: ANN401 - aiokafka has no types
+    """Appends the message to the batch unless that is full."""
+    return batch.append(key=message.key, value=message.value, timestamp=None, headers=message.headers) is not None

@@ -112,7 +112,8 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         await self.app.crash(exc)
 
     def _new_consumer_thread(self) -> ConsumerThread:
-        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+        same_kind = type(self.loop)()
+        return ConsumerThread(self, loop=self.loop, thread_loop=same_kind, beacon=self.beacon)
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, Sequence[Any]]:  # noqa: ASYNC109
         seeks = self._seeks

@@ -10,8 +10,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
+import msgspec
 from msgspec.structs import asdict, replace
 
 from stream import slates
@@ -21,7 +22,7 @@ from stream.sequences import SECOND_MS, Accounts, ParkedClick, Slate, SlateClick
 from stream.settings import StreamSettings
 
 
-class Arrival(NamedTuple):
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """Where an event stood (`source` is the topic without the prefix), and Kafka's timestamp of it."""
 
     source: str
@@ -251,7 +252,7 @@ class Draft:
         before = bisect_left(self.state.times_ms, slate.served_at_ms)
         self.examples.append(
             SlateExample(
-                id=ExampleId(*self.arrival[:3], len(self.examples)),
+                id=_example_id(self.arrival, len(self.examples)),
                 user_id=self.user_id,
                 context=self.state.items[max(before - self.settings.context_length, 0) : before],
                 request_id=slate.request_id,
@@ -269,7 +270,7 @@ def click_example(
 ) -> ClickExample:
     """A click as the trainer is told of it."""
     return ClickExample(
-        id=ExampleId(arrival.source, arrival.partition, arrival.offset, ordinal),
+        id=_example_id(arrival, ordinal),
         user_id=user_id,
         context=click.context,
         item_id=click.item_id,
@@ -284,3 +285,7 @@ def added(accounts: Accounts, counted: Counter[str]) -> Accounts:
     if not counted:
         return accounts
     return Accounts(**{name: count + counted[name] for name, count in asdict(accounts).items()})
+
+
+def _example_id(arrival: Arrival, ordinal: int) -> ExampleId:
+    return ExampleId(arrival.source, arrival.partition, arrival.offset, ordinal)

@@ -53,10 +53,8 @@ class FoldedChunk(NamedTuple):
     reasons: Counter[Reason]
 
 
-class _Readable(NamedTuple):
-    key: bytes
-    event: Any
-    arrival: Arrival
+_Readable = tuple[bytes, Any, Arrival]
+"""Key, event, arrival: a plain tuple, because every event makes one."""
 
 
 class Folder(NamedTuple):
@@ -68,15 +66,16 @@ class Folder(NamedTuple):
     def fold(self, name: str, records: Sequence[StampedRecord], read: ReadStates, *, now_ms: int) -> FoldedChunk:
         """Folds records of one partition of the topic `name`; a user's state is read once and written once."""
         readable, dead_letters, reasons = self._decode(name, records, now_ms)
-        before = _states_of([event.key for event in readable], read)
+        before = _states_of([key for key, _, _ in readable], read)
         after = dict(before)
         examples: list[Example] = []
         outcomes: Counter[Outcome] = Counter()
         apply = SOURCES[name].apply
         for key, event, arrival in readable:
-            after[key], taught, outcome = apply(after[key], event, arrival, self.stream)
-            examples += taught
-            outcomes[outcome] += 1
+            folded = apply(after[key], event, arrival, self.stream)
+            after[key] = folded.state
+            examples += folded.examples
+            outcomes[folded.outcome] += 1
         changed = {key: encode_state(state) for key, state in after.items() if state is not before[key]}
         return FoldedChunk(examples, dead_letters, changed, outcomes, reasons)
 
@@ -97,7 +96,7 @@ class Folder(NamedTuple):
             else:
                 assert record.key is not None, "decode_event compares the key with user_id"
                 arrival = Arrival(name, record.partition, record.offset, record.timestamp)
-                readable.append(_Readable(record.key, event, arrival))
+                readable.append((record.key, event, arrival))
         return readable, dead_letters, reasons
 
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from typing import Literal, NamedTuple
+from typing import Literal
 
+import msgspec
 from msgspec.structs import replace
 
 from stream.draft import Arrival, Draft, added, click_example
@@ -33,7 +34,7 @@ Outcome = Literal["applied", "duplicate", "late", "repeated"]
 """`repeated`: this very message was folded in before; it counts nowhere."""
 
 
-class Folded(NamedTuple):
+class Folded(msgspec.Struct, frozen=True, gc=False):
     """The next state, what the trainer learns from the event, and how the event ended."""
 
     state: UserState

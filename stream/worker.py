@@ -82,7 +82,7 @@ class StreamWorker:
         return self._folder.fold(self._names[tp.topic], chunk.records, read, now_ms=self._clock())
 
     async def _write_dead_letters(self, tp: TP, folded: FoldedChunk) -> None:
-        letters = [Message(*letter) for letter in folded.dead_letters]
+        letters = [Message(letter.key, letter.value, letter.headers) for letter in folded.dead_letters]
         await self._producer.write(tp.topic + DEAD_LETTER_SUFFIX, tp.partition, letters)
 
     async def _write_examples(self, partition: int, folded: FoldedChunk) -> None:
