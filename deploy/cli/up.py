@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import msgspec
 import typer
 
+from deploy.cli.run import global_options, stop_on_signals
 from deploy.local.machine import Machine
 from deploy.local.operator import Operator
 from deploy.local.summary import summarise, words
@@ -36,9 +33,8 @@ def up(
     """
     given = {"stream_workers": stream_workers, "scoring_workers": scoring_workers}
     settings = _with_workers(context.obj, {key: workers for key, workers in given.items() if workers is not None})
-    arguments = _settings_option(context)
-    with _stop_on_signals() as stop, Screen(title="sasrec-stream") as screen:
-        machine = Machine(settings, arguments=arguments, tell=screen.tell)
+    with stop_on_signals() as stop, Screen(title="sasrec-stream") as screen:
+        machine = Machine(settings, arguments=global_options(context), tell=screen.tell)
         try:
             run = Operator(machine, screen, stop).run(audience=demo, seconds=seconds)
         finally:
@@ -53,23 +49,3 @@ def up(
 def _with_workers(settings: Settings, workers: dict[str, int]) -> Settings:
     supervisor = settings.supervisor.model_copy(update=workers)
     return settings.model_copy(update={"supervisor": supervisor})
-
-
-def _settings_option(context: typer.Context) -> tuple[str, ...]:
-    """The settings file named before `up`, so that every process reads it as well."""
-    assert context.parent is not None
-    path = context.parent.params["settings_path"]
-    return ("--settings", str(path)) if path is not None else ()
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """Set by Ctrl-C, SIGTERM, or the terminal's closing."""
-    stop = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)

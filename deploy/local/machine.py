@@ -29,7 +29,8 @@ AUDIENCE = "audience"
 class Machine:
     """Starts and stops in order, and never what it did not start: a broker that ran before goes on running.
 
-    `arguments` are options of the command line that every process gets as well; `tell` hears what people should know.
+    `arguments` are the options of the command line, which every process gets too; `tell` hears what people should
+    know.
     """
 
     def __init__(self, settings: Settings, *, arguments: Sequence[str], tell: Callable[[str], None]) -> None:
