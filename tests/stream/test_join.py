@@ -43,8 +43,9 @@ def fold_all(reads: Sequence[Read], settings: StreamSettings = SETTINGS) -> tupl
     state = UserState()
     examples: list[Example] = []
     for read in reads:
-        state, taught, _ = fold(state, read, settings)
-        examples += taught
+        folded = fold(state, read, settings)
+        state = folded.state
+        examples += folded.examples
     return state, examples
 
 
