@@ -73,6 +73,7 @@ def run_worker(
         ValueError: topics are missing or stand otherwise than they must, and how to mend them.
     """
     require_topics(kafka)
+    directory.mkdir(parents=True, exist_ok=True)
     loop_factory = uvloop.new_event_loop if stream.event_loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_run(kafka, stream, directory, instance=instance, worker=worker, on_ready=on_ready))
