@@ -96,6 +96,11 @@ def row(what: str, ours: float, *, unit: str, baseline: Baseline | None = None, 
     )
 
 
+def equal(what: str, ours: float, baseline: Baseline) -> Row:
+    """A row that must be the same as its baseline."""
+    return row(what, ours, unit="", baseline=baseline, goal=Goal("exactly", baseline.value, of="ours"))
+
+
 def report(name: str, rows: Sequence[Row]) -> None:
     """Prints the table, then the JSON object. A missed goal is printed as missed; the exit status stays 0."""
     whole = Report(name=name, machine=this_machine(), rows=tuple(rows))

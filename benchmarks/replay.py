@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.climb import METRICS, RANKERS, Climb, Point, figures_of, print_climb
-from benchmarks.common import Baseline, Goal, Row, arguments, report, row
+from benchmarks.common import Baseline, Goal, Row, arguments, equal, report, row
 from benchmarks.sequences import Comparison, clicks_of, compare, newest_states
 from benchmarks.system import BROKER, PROCESSES, System, running_system
 from deploy.cli.replay import named_columns
@@ -123,15 +123,11 @@ def rows_of(run: Run) -> list[Row]:
 def _must(run: Run) -> list[Row]:
     held = run.comparison
     return [
-        _equal("sequences equal to the log", held.equal_users, Baseline("users in the log", held.users)),
-        _equal("clicks applied", held.applied, Baseline("clicks in the log", held.clicks)),
-        _equal("users with recommendations", run.users_with_recommendations, Baseline("users in the log", held.users)),
-        _equal("messages on dead-letter topics", run.dead_letters, Baseline("none", 0)),
+        equal("sequences equal to the log", held.equal_users, Baseline("users in the log", held.users)),
+        equal("clicks applied", held.applied, Baseline("clicks in the log", held.clicks)),
+        equal("users with recommendations", run.users_with_recommendations, Baseline("users in the log", held.users)),
+        equal("messages on dead-letter topics", run.dead_letters, Baseline("none", 0)),
     ]
-
-
-def _equal(what: str, ours: float, baseline: Baseline) -> Row:
-    return row(what, ours, unit="", baseline=baseline, goal=Goal("exactly", baseline.value, of="ours"))
 
 
 def _foreseen(run: Run) -> list[Row]:
@@ -158,7 +154,7 @@ def _killed(run: Run) -> list[Row]:
     if not run.drive.restarted:
         return []
     killed = Baseline("killed with -9", len(run.drive.restarted))
-    return [_equal("running again: " + ", ".join(run.drive.restarted), sum(run.drive.restarted.values()), killed)]
+    return [equal("running again: " + ", ".join(run.drive.restarted), sum(run.drive.restarted.values()), killed)]
 
 
 def _rates(run: Run) -> list[Row]:

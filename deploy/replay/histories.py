@@ -40,8 +40,11 @@ def load_histories(path: Path) -> pa.Table:
 
 
 def after_histories(rows: pa.Table, histories: pa.Table) -> pa.Table:
-    """One log of both, in the order of time."""
-    return in_order(pa.concat_tables([histories, rows]))
+    """One log of both, in the order of time; of a user's history only what came before the user's first row."""
+    first = rows.group_by("user_id").aggregate([("time_ms", "min")])
+    first_ms = first["time_ms_min"].take(pc.index_in(histories["user_id"], value_set=first["user_id"]))
+    is_before = pc.fill_null(pc.less(histories["time_ms"], first_ms), fill_value=True)
+    return in_order(pa.concat_tables([histories.filter(is_before), rows]))
 
 
 def _read(path: Path) -> pa.Table:

@@ -216,6 +216,17 @@ def test_histories_come_before_the_log_each_in_its_own_order(tmp_path: Path) -> 
     ]
 
 
+def test_what_a_history_repeats_of_the_log_is_left_out(tmp_path: Path) -> None:
+    histories = write_parquet(
+        tmp_path / "histories", {"user_id": [7], "watch_seq": [[1, 70]], "last_time_ms": [NOON_MS]}
+    )
+    log = write(tmp_path / "log", f"user_id,video_id,time_ms,is_click\n7,70,{NOON_MS},1\n")
+
+    rows = after_histories(load_log(log).rows, load_histories(histories)).to_pylist()
+
+    assert [(row["item_id"], row["shown"]) for row in rows] == [("1", False), ("70", True)]
+
+
 def test_histories_without_their_columns_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="watch_seq"):
         load_histories(write_parquet(tmp_path / "histories", {"user_id": [1]}))
