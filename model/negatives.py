@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from model.catalogue import PADDING
@@ -54,7 +54,7 @@ def uniform(row_N: Int[np.ndarray, " N"]) -> Sampler:
     return Sampler(row_N=row_N, cumulative_N=None)
 
 
-def by_popularity(row_N: Int[np.ndarray, " N"], clicks_N: Float[np.ndarray, " N"], *, alpha: float) -> Sampler:
+def by_popularity(row_N: Int[np.ndarray, " N"], clicks_N: Real[np.ndarray, " N"], *, alpha: float) -> Sampler:
     """Items in proportion to `(clicks + 1) ** alpha`, so that new ones are drawn too (Mikolov et al. 2013: alpha 0.75).
 
     Raises:

@@ -155,15 +155,16 @@ def _finite(shortlist: Shortlist) -> tuple[Int[np.ndarray, " C"], Float[np.ndarr
 
 
 def _largest(noisy_SC: Float[np.ndarray, "S C"], exploited: int) -> _Noisy:
-    """The `exploited` largest, in falling order, and the one after them."""
-    wanted = min(exploited + 1, noisy_SC.shape[1])
-    draw_S1 = np.arange(len(noisy_SC))[:, None]
-    top_SF = np.argpartition(-noisy_SC, wanted - 1, axis=1)[:, :wanted] if wanted else np.empty_like(draw_S1[:, :0])
-    top_SF = top_SF[draw_S1, np.argsort(-noisy_SC[draw_S1, top_SF], axis=1)]
-    bounded_SF = np.pad(noisy_SC[draw_S1, top_SF], ((0, 0), (1, 1)), constant_values=(np.inf, -np.inf))
-    return _Noisy(
-        top_SF[:, :exploited], bounded_SF[:, exploited + 1 : exploited + 2], bounded_SF[:, exploited : exploited + 1]
-    )
+    """The `exploited` largest, in falling order; the thresholds are the next one and the last of them."""
+    draws, candidates = noisy_SC.shape
+    draw_S1 = np.arange(draws)[:, None]
+    wanted = min(exploited + 1, candidates)
+    top_SF = noisy_SC.argpartition(candidates - wanted, axis=1)[:, candidates - wanted :] if wanted else draw_S1[:, :0]
+    top_SF = top_SF[draw_S1, noisy_SC[draw_S1, top_SF].argsort(axis=1)[:, ::-1]]
+    value_SF = noisy_SC[draw_S1, top_SF]
+    inside_S1 = value_SF[:, exploited:] if exploited < candidates else np.full((draws, 1), -np.inf)
+    outside_S1 = value_SF[:, exploited - 1 : exploited] if exploited else np.full((draws, 1), np.inf)
+    return _Noisy(top_SF[:, :exploited], inside_S1, outside_S1)
 
 
 def _explore(
