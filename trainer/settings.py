@@ -38,10 +38,22 @@ class TrainerSettings(Section):
     """theta_k = 1 / (k + 1) ** position_bias, never below 0.05: the chance that slot k is looked at, where no
     impression says so.
     """
+    weight_window: Annotated[int, Field(ge=1)] = 10_000
+    """Served clicks over which weights are normalised and the effective sample size is kept."""
+    min_context: Annotated[int, Field(ge=1)] = 25
+    """Where several clicks of one user are learnt as one sequence, each sees at least this many of the items before
+    it, or all if there are fewer; from `model.max_length` on, every click sees all that the network can read.
+    """
     replay_share: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
     """Replayed users per user of a micro-batch."""
     replay_users: Annotated[int, Field(ge=0)] = 20_000
     """Users whose last sequence is kept for replay: a reservoir, uniform over time."""
+    metric_window: Annotated[int, Field(ge=1)] = 10_000
+    """Clicks over which the moving prequential metrics are taken."""
+    popular_half_life: Annotated[float, Field(gt=0.0)] = 10_000.0
+    """Clicks after which a click counts half in the recently-popular baseline."""
+    transition_pairs: Annotated[int, Field(ge=1)] = 2_000_000
+    """Pairs of successive items that the item-to-item baseline remembers; 8 bytes each."""
     max_items: Annotated[int, Field(ge=1)] = 1_000_000
     """Rows of the item table; the least recently used goes when another comes."""
     publish_seconds: Annotated[float, Field(gt=0.0)] = 5.0

@@ -1,0 +1,121 @@
+"""From clicks to training sequences: one user's run of clicks is read by the network once, not once per click.
+
+A click whose context is the context of the user's click before it, plus that click, continues the same chain. A chain
+is one sequence with several targets, so a burst of clicks costs little more than one of them. Shapes: B sequences,
+T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from model.catalogue import PADDING
+from stream.examples import ClickExample
+
+LENGTH_STEP = 8
+
+
+class Chain(NamedTuple):
+    """A user's items, oldest first; the last `len(examples)` of them are the clicks of those examples."""
+
+    items: tuple[str, ...]
+    examples: tuple[int, ...]
+    """Where each of these clicks stands in the micro-batch."""
+
+
+class Stretch(NamedTuple):
+    """Items, oldest first; the last `len(weights)` of them are learnt, each with its weight, from those before it."""
+
+    items: tuple[str, ...]
+    weights: tuple[float, ...]
+
+
+class Group(NamedTuple):
+    """Sequences of similar length as tensors, padded on the left."""
+
+    row_BT: Int[Tensor, "B T"]
+    target_BT: Int[Tensor, "B T"]
+    """The item that follows each position; PADDING where nothing is learnt."""
+    weight_BT: Float[Tensor, "B T"]
+
+
+def coalesce(clicks: Sequence[ClickExample], *, max_length: int, min_context: int) -> list[Chain]:
+    """Every click once, the first ones of unknown users (no context, so nothing to predict from) left out.
+
+    A click sees the last items of its own context: all of them up to `max_length` when it stands in a piece alone, in
+    a long chain at least `min_context` of them (or all, where there are fewer). Where contexts do not chain, the
+    clicks stand in separate sequences.
+    """
+    chains: list[Chain] = []
+    newest: dict[str, int] = {}
+    for index, click in enumerate(clicks):
+        position = newest.get(click.user_id)
+        if position is not None and _continues(click, clicks[chains[position].examples[-1]]):
+            items, examples = chains[position]
+            chains[position] = Chain((*items, click.item_id), (*examples, index))
+        else:
+            newest[click.user_id] = len(chains)
+            chains.append(Chain((*click.context, click.item_id), (index,)))
+    return [piece for chain in chains for piece in cut(chain, max_length=max_length, min_context=min_context)]
+
+
+def _continues(click: ClickExample, before: ClickExample) -> bool:
+    """Whether the context is the one before, plus its click, perhaps without the oldest item."""
+    grown = len(click.context) - len(before.context)
+    if grown == 1:
+        return click.context == (*before.context, before.item_id)
+    return grown == 0 and click.context == (*before.context[1:], before.item_id)
+
+
+def cut(chain: Chain, *, max_length: int, min_context: int) -> Iterator[Chain]:
+    """Pieces that the network can read: at most `max_length` items before the last target of each."""
+    context = len(chain.items) - len(chain.examples)
+    done = 0 if context else 1
+    while done < len(chain.examples):
+        before = context + done
+        needed = min(before, min_context, max_length)
+        targets = min(len(chain.examples) - done, max_length - needed + 1)
+        visible = min(before, max_length - targets + 1)
+        yield Chain(
+            chain.items[before - visible : before + targets],
+            chain.examples[done : done + targets],
+        )
+        done += targets
+
+
+def weighted(chain: Chain, weight_N: Float[np.ndarray, " N"]) -> Stretch:
+    """The chain with the weight of each of its clicks."""
+    return Stretch(chain.items, tuple(weight_N[list(chain.examples)].tolist()))
+
+
+def collate(stretches: Iterable[Stretch], rows_of: Callable[[Sequence[str]], np.ndarray]) -> list[Group]:
+    """Tensors, shortest first, so that short sequences do not pay for long ones.
+
+    Positions without weight are no targets: what teaches nothing costs nothing.
+    """
+    by_length: dict[int, list[Stretch]] = {}
+    for stretch in stretches:
+        steps = -(-(len(stretch.items) - 1) // LENGTH_STEP)
+        by_length.setdefault(steps, []).append(stretch)
+    return [_group(by_length[steps], rows_of) for steps in sorted(by_length)]
+
+
+def _group(stretches: Sequence[Stretch], rows_of: Callable[[Sequence[str]], np.ndarray]) -> Group:
+    length = max(len(stretch.items) for stretch in stretches)
+    row_BL = np.full((len(stretches), length), PADDING, dtype=np.int64)
+    weight_BL = np.zeros((len(stretches), length), dtype=np.float32)
+    for index, stretch in enumerate(stretches):
+        row_BL[index, length - len(stretch.items) :] = rows_of(stretch.items)
+        weight_BL[index, length - len(stretch.weights) :] = stretch.weights
+    target_BL = np.where(weight_BL > 0, row_BL, PADDING)
+    return Group(
+        torch.from_numpy(row_BL[:, :-1].copy()),
+        torch.from_numpy(target_BL[:, 1:].copy()),
+        torch.from_numpy(weight_BL[:, 1:].copy()),
+    )

@@ -1,0 +1,155 @@
+"""Reads `examples` from where a checkpoint stands, and notices announcements on `models` on the way.
+
+One consumer is assigned every partition of both topics, so that a trainer with nothing to do costs one waiting fetch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+from kafka import KafkaConsumer, TopicPartition
+from kafka.consumer.fetcher import ConsumerRecord
+from kafka.structs import OffsetAndMetadata
+
+from stream.clients import consumer
+from stream.events import ModelAnnouncement
+from stream.examples import Example, decode_example
+from stream.settings import KafkaSettings
+from stream.topics import EXAMPLES, MODELS
+from trainer.cut import Cut, fresh
+
+
+class Unreadable(NamedTuple):
+    """A record that is no example, and why."""
+
+    record: ConsumerRecord
+    error: str
+
+
+class Read(NamedTuple):
+    """What one poll brought."""
+
+    examples: list[Example]
+    """New ones only, by partition and then in the order of the topic."""
+    repeats: int
+    unreadable: list[Unreadable]
+    announcements: list[ModelAnnouncement]
+
+
+class ExampleReader:
+    """Polls, decodes, drops repeats, and knows the cut behind what it has handed out.
+
+    Raises:
+        ValueError: a topic is missing.
+    """
+
+    def __init__(self, kafka: KafkaSettings, *, announcements_from: Mapping[int, int]) -> None:
+        self._consumer = consumer(kafka, group_id=kafka.group("trainer"))
+        self._examples = partitions_of(self._consumer, kafka.topic(EXAMPLES))
+        self._models = partitions_of(self._consumer, kafka.topic(MODELS))
+        self._consumer.assign([*self._examples, *self._models])
+        for partition in self._models:
+            self._consumer.seek(partition, announcements_from.get(partition.partition, 0))
+        self.cut = Cut()
+
+    def resume(self, cut: Cut) -> None:
+        """Goes to the cut: the next example handed out is the first one after it."""
+        for partition in self._examples:
+            offset = cut.offsets.get(partition.partition)
+            if offset is None:
+                self._consumer.seek_to_beginning(partition)
+            else:
+                self._consumer.seek(partition, offset)
+        self.cut = cut
+
+    def read(self, *, most: int, timeout_seconds: float) -> Read:
+        """At most so many records, as soon as there are any."""
+        polled = self._consumer.poll(timeout_ms=int(timeout_seconds * 1000), max_records=most)
+        offsets = dict(self.cut.offsets)
+        examples: list[Example] = []
+        unreadable: list[Unreadable] = []
+        announcements: list[ModelAnnouncement] = []
+        for partition in sorted(polled):
+            if partition in self._models:
+                announcements += announced(polled[partition])
+                continue
+            for record in polled[partition]:
+                _decode(record, into=examples, failed=unreadable)
+            offsets[partition.partition] = polled[partition][-1].offset + 1
+        new = fresh(examples, self.cut.marks)
+        self.cut = Cut(offsets=offsets, marks=new.marks)
+        return Read(new.examples, len(examples) - len(new.examples), unreadable, announcements)
+
+    def lag(self) -> int:
+        """Examples on the broker that were not read yet, as far as the last fetches tell."""
+        return sum(
+            max(0, (self._consumer.highwater(partition) or 0) - self._consumer.position(partition))
+            for partition in self._examples
+        )
+
+    def commit(self) -> None:
+        """Shows the cut to tools that look at consumer groups; nothing ever resumes from there."""
+        topic = self._examples[0].topic
+        self._consumer.commit(
+            {
+                TopicPartition(topic, partition): OffsetAndMetadata(offset, "", -1)
+                for partition, offset in self.cut.offsets.items()
+            }
+        )
+
+    def close(self) -> None:
+        """Leaves the broker."""
+        self._consumer.close()
+
+
+def _decode(record: ConsumerRecord, *, into: list[Example], failed: list[Unreadable]) -> None:
+    try:
+        into.append(decode_example(record.value or b""))
+    except (msgspec.DecodeError, ValueError) as error:
+        failed.append(Unreadable(record, str(error)))
+
+
+def partitions_of(reader: KafkaConsumer, topic: str) -> list[TopicPartition]:
+    """Every partition of a topic, in order.
+
+    Raises:
+        ValueError: there is no such topic.
+    """
+    partitions = reader.partitions_for_topic(topic)
+    if not partitions:
+        raise ValueError(f"topic {topic} does not exist; run `sasrec-stream topics create`")
+    return [TopicPartition(topic, partition) for partition in sorted(partitions)]
+
+
+def announced(records: list[ConsumerRecord]) -> list[ModelAnnouncement]:
+    """The announcements among records of `models`; what is none was not written by us and is passed over."""
+    announcements = []
+    for record in records:
+        try:
+            announcements.append(msgspec.json.decode(record.value or b"", type=ModelAnnouncement))
+        except msgspec.DecodeError:
+            continue
+    return announcements
+
+
+class Announced(NamedTuple):
+    """The newest announcement, and where `models` ended when it was read."""
+
+    newest: ModelAnnouncement | None
+    offsets: dict[int, int]
+
+
+def newest_announcement(kafka: KafkaSettings) -> Announced:
+    """Reads `models` from its start to its end."""
+    with consumer(kafka) as reader:
+        partitions = partitions_of(reader, kafka.topic(MODELS))
+        reader.assign(partitions)
+        reader.seek_to_beginning(*partitions)
+        ends: dict[TopicPartition, int] = reader.end_offsets(partitions)
+        found: list[ModelAnnouncement] = []
+        while any(reader.position(partition) < end for partition, end in ends.items()):
+            for records in reader.poll(timeout_ms=500).values():
+                found += announced(records)
+        return Announced(found[-1] if found else None, {p.partition: end for p, end in ends.items()})
