@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -25,16 +24,13 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec.structs import asdict
-from rich.console import Console
-from rich.progress import track
 
 from benchmarks.common import Baseline, Row, arguments, equal, report, row
 from benchmarks.sequences import newest_states
 from benchmarks.system import running_system
-from deploy.replay.events import events
 from deploy.replay.formats import load_log
 from deploy.replay.histories import after_histories, load_histories
-from deploy.replay.player import Pace, play
+from deploy.replay.player import Pace
 from stream.accounts import read_accounts
 from stream.sequences import UserState
 
@@ -111,8 +107,7 @@ def join(rows: pa.Table, directory: Path) -> Joined:
     """Plays the rows through a system of its own."""
     with running_system(directory, stream=SETTINGS) as system:
         began = time.monotonic()
-        shown = track(events(rows), total=rows.num_rows, description="replay", console=Console(stderr=True))
-        play(shown, kafka=system.kafka, pace=Pace(None), stop=threading.Event())
+        system.play(rows, pace=Pace(None))
         system.wait_until_caught_up()
         return Joined(
             seconds=time.monotonic() - began,

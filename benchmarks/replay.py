@@ -13,15 +13,12 @@ import argparse
 import contextlib
 import functools
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import track
 
 from benchmarks.climb import METRICS, RANKERS, Climb, Point, figures_of, print_climb
 from benchmarks.common import Baseline, Goal, Row, arguments, equal, report, row
@@ -30,9 +27,8 @@ from benchmarks.system import BROKER, PROCESSES, System, running_system
 from deploy.cli.replay import named_columns
 from deploy.observe.offsets import Offsets
 from deploy.observe.reading import read_all
-from deploy.replay.events import Event, events
 from deploy.replay.formats import load_log
-from deploy.replay.player import Pace, Played, play
+from deploy.replay.player import Pace, Played
 from stream.settings import KafkaSettings
 from stream.topics import DEAD_LETTER_SUFFIX, RECOMMENDATIONS, TOPICS
 
@@ -87,7 +83,7 @@ def replay(rows: pa.Table, directory: Path, *, kills: Kills = "none", pace: Pace
 def _drive(system: System, rows: pa.Table, *, clicks: int, kills: Kills, pace: Pace) -> Drive:
     began = time.monotonic()
     with Climb(system, clicks=clicks, at_share=_kills(system) if kills == "each in turn" else ()) as climb:
-        played = play(_shown(rows), kafka=system.kafka, pace=pace, stop=threading.Event())
+        played = system.play(rows, pace=pace)
         system.wait_until_caught_up()
     seconds = time.monotonic() - began
     system.wait_until_started()
@@ -100,10 +96,6 @@ def _kills(system: System) -> list[tuple[float, Callable[[], None]]]:
     half = len(PROCESSES) // 2
     victims = (*PROCESSES[:half], BROKER, *PROCESSES[half:])
     return [((1 + nth) / (2 + len(victims)), functools.partial(system.kill, name)) for nth, name in enumerate(victims)]
-
-
-def _shown(rows: pa.Table) -> Iterable[Event]:
-    return track(events(rows), total=rows.num_rows, description="replay", console=Console(stderr=True))
 
 
 def _recommended_to(kafka: KafkaSettings) -> set[str]:

@@ -7,13 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 from kafka.errors import KafkaError
+from rich.console import Console
+from rich.progress import track
 
 from deploy.cli.settings import settings_document
 from deploy.local.kafka import LocalKafka
@@ -21,6 +25,8 @@ from deploy.local.watchdog import Progress
 from deploy.observe.endpoint import read_process
 from deploy.observe.offsets import Offsets
 from deploy.observe.scrape import Sample, scrape
+from deploy.replay.events import events
+from deploy.replay.player import Pace, Played, play
 from deploy.settings import Settings, load_settings
 from stream.settings import KafkaSettings
 
@@ -52,6 +58,11 @@ class System:
     def log(self) -> Path:
         """What `up` printed."""
         return log_of(self.settings.state.directory)
+
+    def play(self, rows: pa.Table, *, pace: Pace) -> Played:
+        """Plays a log (deploy/replay/formats.py) into it, with a progress bar on standard error."""
+        shown = track(events(rows), total=rows.num_rows, description="replay", console=Console(stderr=True))
+        return play(shown, kafka=self.kafka, pace=pace, stop=threading.Event())
 
     def kill(self, name: str) -> None:
         """As `kill -9` does, a process by its name or the broker; the supervisor starts it again by itself."""
