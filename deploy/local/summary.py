@@ -70,7 +70,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     processes_dead: Sequence[str]
     restarts: int
     hr10: Mapping[str, float | None]
-    latency_ms: Mapping[str, float | None]
+    latency_ms: Mapping[str, float]
+    """Click in Kafka to recommendation in Kafka."""
 
 
 class Run(NamedTuple):
@@ -129,26 +130,25 @@ def _faults(run: Run) -> Iterator[str]:
 
 
 def words(summary: Summary) -> str:
-    """The summary for people."""
-    produced = ", ".join(f"{name} {count:,}" for name, count in summary.produced.items())
-    rates = ", ".join(f"{RANKERS[name]} {_figure(rate, '.3f')}" for name, rate in summary.hr10.items())
-    latency = ", ".join(f"{name} {figure:.0f} ms" for name, figure in summary.latency_ms.items())
-    alive = f"{len(summary.processes_alive)} of {len(summary.processes_alive) + len(summary.processes_dead)}"
+    """The summary for people; what is not known is left out."""
     rows = {
         "ran": f"{clock(summary.seconds)}, {summary.exit_reason}",
-        "produced": produced or "nothing",
-        "clicks": f"{_figure(summary.applied)} applied, {_figure(summary.duplicates)} duplicate, "
-        f"{_figure(summary.late)} late",
-        "messages": f"{_figure(summary.dead_lettered)} dead-lettered, {_figure(summary.lost)} lost",
+        "produced": ", ".join(f"{name} {count:,}" for name, count in summary.produced.items()),
+        "accounts": _accounts(summary),
         "recommended": f"{summary.recommendations:,} slates by {summary.model_versions} model versions",
-        "HR@10": rates,
-        "latency": f"click to recommendation {latency or 'unknown'}",
-        "processes": f"{alive} alive at the end, {summary.restarts} restarts",
+        "HR@10": ", ".join(f"{RANKERS[name]} {rate:.3f}" for name, rate in summary.hr10.items() if rate is not None),
+        "latency": ", ".join(f"{name} {figure:.0f} ms" for name, figure in summary.latency_ms.items()),
+        "processes": f"{len(summary.processes_alive)} alive at the end, {summary.restarts} restarts",
     }
     if summary.exit_reason != "stopped":
         rows["verdict"] = "good" if summary.good else "; ".join(summary.faults)
-    return "\n".join(f"{name:<12}{what}" for name, what in rows.items())
+    return "\n".join(f"{name:<13}{what}" for name, what in rows.items() if what)
 
 
-def _figure(number: float | None, form: str = ",") -> str:
-    return "unknown" if number is None else format(number, form)
+def _accounts(summary: Summary) -> str:
+    if summary.lost is None:
+        return ""
+    return (
+        f"{summary.applied:,} clicks applied, {summary.duplicates} duplicate, {summary.late} late; "
+        f"{summary.dead_lettered} messages dead-lettered, {summary.lost} lost"
+    )
