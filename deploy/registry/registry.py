@@ -10,7 +10,17 @@ import msgspec
 from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from deploy.registry.tables import OPEN, SCHEMA_VERSION, Base, ModelVersion, Retrain, Schema, Verdict, VersionStatus
+from deploy.registry.tables import (
+    OPEN,
+    SCHEMA_VERSION,
+    Base,
+    ModelVersion,
+    Retrain,
+    RetrainStatus,
+    Schema,
+    Verdict,
+    VersionStatus,
+)
 from stream.events import ModelAnnouncement
 
 _BUSY_TIMEOUT_MS = 10_000
@@ -84,6 +94,21 @@ def versions(engine: Engine, *, limit: int = 100) -> Sequence[ModelVersion]:
         return session.scalars(newest.limit(limit)).all()
 
 
+def live_lineage(engine: Engine) -> str | None:
+    """The lineage that was last published or promoted."""
+    serving = ModelVersion.status.in_(("published", "promoted"))
+    newest = select(ModelVersion.lineage).where(serving).order_by(ModelVersion.id.desc()).limit(1)
+    with Session(engine) as session:
+        return session.scalar(newest)
+
+
+def promoted_versions(engine: Engine, lineage: str) -> frozenset[int]:
+    """The versions of a lineage that passed the gate."""
+    promoted = (ModelVersion.lineage == lineage) & (ModelVersion.status == "promoted")
+    with Session(engine) as session:
+        return frozenset(session.scalars(select(ModelVersion.version).where(promoted)))
+
+
 def mark_pruned(engine: Engine, keys: Iterable[VersionKey], *, at_ms: int) -> None:
     """Says that the files of these versions are gone."""
     with engine.begin() as connection:
@@ -135,9 +160,12 @@ def retrain_by_id(engine: Engine, retrain_id: int) -> Retrain:
 
 def has_open_retrain(engine: Engine) -> bool:
     """Whether one waits or runs."""
-    open_ones = select(Retrain.id).where(Retrain.status.in_(OPEN)).limit(1)
-    with Session(engine) as session:
-        return session.scalar(open_ones) is not None
+    return _has(engine, OPEN)
+
+
+def has_running_retrain(engine: Engine) -> bool:
+    """Whether a scheduler is at work on one."""
+    return _has(engine, ("running",))
 
 
 def fail_interrupted_retrains(engine: Engine, *, at_ms: int) -> int:
@@ -145,6 +173,11 @@ def fail_interrupted_retrains(engine: Engine, *, at_ms: int) -> int:
     left = {"status": "failed", "finished_at_ms": at_ms, "reason": "the scheduler ended while it ran; ask again"}
     with engine.begin() as connection:
         return connection.execute(update(Retrain).where(Retrain.status == "running").values(left)).rowcount
+
+
+def _has(engine: Engine, statuses: Iterable[RetrainStatus]) -> bool:
+    with Session(engine) as session:
+        return session.scalar(select(Retrain.id).where(Retrain.status.in_(statuses)).limit(1)) is not None
 
 
 def _claim(engine: Engine, which: Any, *, at_ms: int) -> Retrain | None:  # noqa: ANN401 - a column expression
