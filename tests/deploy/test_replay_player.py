@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,6 +23,7 @@ from stream.settings import KafkaSettings
 from stream.topics import CLICKS
 
 SECOND_MS = 1_000
+COMMAND = Path(sys.executable).with_name("sasrec-stream")
 
 
 def event(number: int) -> Event:
@@ -110,6 +115,27 @@ def test_a_message_that_kafka_refuses_ends_the_replay_with_a_reason(kafka: Kafka
 
     with pytest.raises(ValueError, match="Kafka refused one of 1 messages"):
         play([event(0), too_large], kafka=kafka, pace=Pace(None), stop=threading.Event())
+
+
+@pytest.mark.broker
+def test_ctrl_c_ends_the_command_and_says_exactly_how_to_go_on(
+    kafka: KafkaSettings, tmp_path: Path, wait_until: Callable[[Callable[[], object]], object]
+) -> None:
+    log = tmp_path / "ratings.dat"
+    log.write_text("".join(f"1::{n}::4::{978_300_000 + n * 3_600}\n" for n in range(1, 10_001)))
+    prefix = {"SASREC__KAFKA__TOPIC_PREFIX": kafka.topic_prefix, "SASREC__KAFKA__PARTITIONS": str(kafka.partitions)}
+    command = [str(COMMAND), "--bootstrap-servers", kafka.bootstrap_servers, "replay", str(log), "--speed", "36000"]
+
+    with subprocess.Popen(
+        command, env=os.environ | prefix, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as playing:
+        wait_until(lambda: list(read_all(kafka, CLICKS)))
+        playing.send_signal(signal.SIGINT)
+        said, _ = playing.communicate()
+
+    arrived = len(list(read_all(kafka, CLICKS)))
+    assert playing.returncode == 130
+    assert said.decode().endswith(f"stopped; go on with --skip {arrived}\n")
 
 
 @pytest.mark.broker
