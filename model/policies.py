@@ -100,7 +100,7 @@ class Policy:
         served = min(slate_size, eligible)
         row_C, score_C = _finite(shortlist)
         exploited = min(max(0, served - self.exploration_slots), len(row_C))
-        phi_C = score_C / self.temperature if self.temperature > GREEDY_BELOW else score_C
+        phi_C = self._scaled(score_C)
         noisy = self._perturb(phi_C, exploited, count, rng)
         row_SE = row_C[noisy.index_SE]
         exploit = _Part(row_SE, score_C[noisy.index_SE], phi_C[noisy.index_SE] - noisy.kappa_in_S1)
@@ -109,6 +109,9 @@ class Policy:
         margin_SM = _pick(phi_C, candidate_SM, -np.inf) - noisy.kappa_out_S1
         explore = _Part(row_SM, _pick(score_C, candidate_SM, np.nan), margin_SM)
         return _join(exploit, explore, chance=(served - exploited) / max(1, eligible - exploited), rng=rng)
+
+    def _scaled(self, score_C: Float[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
+        return score_C / self.temperature if self.temperature > GREEDY_BELOW else score_C
 
     def _perturb(self, phi_C: Float[np.ndarray, " C"], exploited: int, count: int, rng: np.random.Generator) -> _Noisy:
         if self.temperature > GREEDY_BELOW:

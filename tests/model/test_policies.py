@@ -1,0 +1,303 @@
+"""The contract that every policy keeps, and proof by simulation that a logged propensity is the truth (I3)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from model import policies
+from model.catalogue import PADDING
+from model.policies import Eligible, Policy, Shortlist, Slate, eligible_without, greedy, mixture, softmax, uniform
+
+POLICIES = {
+    "greedy": greedy(),
+    "softmax": softmax(0.5),
+    "uniform": uniform(),
+    "mixture": mixture(temperature=0.5, exploration_slots=2),
+    "greedy with exploration": mixture(temperature=0.0, exploration_slots=1),
+}
+every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+
+DRAWS = 1_000_000
+CHUNK = 250_000
+
+
+def all_of(scores: list[float], *, candidates: int | None = None) -> Shortlist:
+    """Rows 1.. with these scores, the first of them as candidates."""
+    row_N = np.arange(1, len(scores) + 1)
+    nothing = np.empty(0, dtype=np.int64)
+    return Shortlist(
+        row_N[:candidates], np.array(scores[:candidates], dtype=np.float64), Eligible(row_N=row_N, excluded_X=nothing)
+    )
+
+
+class Case(NamedTuple):
+    """A world small enough that a million draws show any error."""
+
+    what: str
+    policy: Policy
+    shortlist: Shortlist
+    slate_size: int
+
+
+SCORES = [2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0]
+CASES = [
+    Case("softmax", softmax(1.0), all_of(SCORES), 3),
+    Case("hot softmax", softmax(10.0), all_of(SCORES), 3),
+    Case("cold softmax", softmax(0.25), all_of([0.6, 0.5, 0.4, 0.3, 0.2, 0.1]), 3),
+    Case("one slot explores", mixture(temperature=1.0, exploration_slots=1), all_of(SCORES), 4),
+    Case("half of the slots explore", mixture(temperature=0.5, exploration_slots=2), all_of(SCORES), 4),
+    Case("greedy with exploration", mixture(temperature=0.0, exploration_slots=2), all_of(SCORES), 4),
+    Case("every slot explores", uniform(), all_of(SCORES), 3),
+    Case("more exploration than slots", mixture(temperature=1.0, exploration_slots=9), all_of(SCORES), 3),
+    Case("few candidates", mixture(temperature=1.0, exploration_slots=1), all_of(SCORES, candidates=4), 3),
+    Case("fewer candidates than slots", mixture(temperature=1.0, exploration_slots=1), all_of(SCORES, candidates=2), 5),
+    Case("no candidates", softmax(1.0), all_of(SCORES, candidates=0), 3),
+    Case("ties", mixture(temperature=1.0, exploration_slots=1), all_of([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]), 3),
+    Case("greedy ties", mixture(temperature=0.0, exploration_slots=1), all_of([1.0] * 6), 3),
+    Case(
+        "some scores of -inf",
+        mixture(temperature=1.0, exploration_slots=1),
+        all_of([1.0, -math.inf, 0.5, -math.inf, 0.0, -1.0, -math.inf]),
+        4,
+    ),
+    Case("nearly all -inf", softmax(1.0), all_of([1.0, *[-math.inf] * 6]), 3),
+    Case("as many eligible as slots", mixture(temperature=1.0, exploration_slots=2), all_of(SCORES[:6]), 6),
+    Case("fewer eligible than slots", mixture(temperature=1.0, exploration_slots=2), all_of(SCORES[:6]), 9),
+    Case(
+        "excluded rows among the rows",
+        mixture(temperature=1.0, exploration_slots=1),
+        Shortlist(
+            np.array([2, 4, 6]),
+            np.array([1.0, 0.0, -1.0]),
+            Eligible(row_N=np.arange(1, 11), excluded_X=np.array([1, 3, 7])),
+        ),
+        3,
+    ),
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=[case.what for case in CASES])
+
+
+class Moments(NamedTuple):
+    """Per row: mean over draws of a value given to served items, and its standard error."""
+
+    mean_R: np.ndarray
+    error_R: np.ndarray
+
+
+def simulate(case: Case, value_of: str = "propensity", draws: int = DRAWS) -> Moments:
+    """The mean of `1{served} / p`, by default with the logged p."""
+    rows = int(case.shortlist.eligible.row_N.max()) + 1
+    first, second = np.zeros(rows), np.zeros(rows)
+    rng = np.random.default_rng(20_261_123)
+    for _ in range(draws // CHUNK):
+        slate = case.policy.draw_many(case.shortlist, slate_size=case.slate_size, count=CHUNK, rng=rng)
+        inverse = 1.0 / WAYS[value_of](case, slate).ravel()
+        first += np.bincount(slate.row_K.ravel(), weights=inverse, minlength=rows)
+        second += np.bincount(slate.row_K.ravel(), weights=inverse**2, minlength=rows)
+    mean = first / draws
+    return Moments(mean, np.sqrt(np.maximum(second / draws - mean**2, 0.0) / draws))
+
+
+def logged(case: Case, slate: Slate) -> np.ndarray:
+    return slate.propensity_K
+
+
+def of_its_own_source(case: Case, slate: Slate) -> np.ndarray:
+    """Wrong: an explored item could have been exploited, an exploited one explored."""
+    chance = exploration_chance(case)
+    exploit = (slate.propensity_K - chance) / (1.0 - chance)
+    return np.where(slate.explored_K, chance, exploit)
+
+
+def with_replacement(case: Case, slate: Slate) -> np.ndarray:
+    """Wrong: `1 - (1 - pi)^K` of a softmax."""
+    score_R = np.full(int(case.shortlist.row_C.max()) + 1, -np.inf)
+    score_R[case.shortlist.row_C] = case.shortlist.score_C / case.policy.temperature
+    share_R = np.exp(score_R) / np.exp(score_R).sum()
+    wrong: np.ndarray = 1.0 - (1.0 - share_R[slate.row_K]) ** case.slate_size
+    return wrong
+
+
+WAYS = {"propensity": logged, "own source": of_its_own_source, "with replacement": with_replacement}
+
+
+def exploration_chance(case: Case) -> float:
+    exploited = case.slate_size - case.policy.exploration_slots
+    return case.policy.exploration_slots / (case.shortlist.eligible.count - exploited)
+
+
+def servable(case: Case) -> np.ndarray:
+    """Rows that the policy can serve at all: without exploration, only candidates with a score."""
+    eligible = np.setdiff1d(case.shortlist.eligible.row_N, case.shortlist.eligible.excluded_X)
+    finite = case.shortlist.row_C[np.isfinite(case.shortlist.score_C)]
+    explores = case.policy.exploration_slots > 0 or len(finite) < case.slate_size
+    return eligible if explores else finite
+
+
+@every_case
+def test_served_over_propensity_is_one_for_every_item_in_a_million_draws(case: Case) -> None:
+    moments = simulate(case)
+
+    rows = servable(case)
+    assert (np.abs(moments.mean_R[rows] - 1.0) <= 4.0 * moments.error_R[rows] + 1e-12).all()
+    assert not np.delete(moments.mean_R, rows).any()
+
+
+@every_case
+def test_propensities_of_all_items_add_up_to_the_slots(case: Case) -> None:
+    """Served or not: the sum over the catalogue is K in expectation, in every draw alike where nothing is random."""
+    eligible = case.shortlist.eligible.count
+    slots = min(case.slate_size, eligible)
+    _, score_C = policies._finite(case.shortlist)
+    exploited = min(max(0, slots - case.policy.exploration_slots), len(score_C))
+    phi_C = case.policy._scaled(score_C)
+    noisy = case.policy._perturb(phi_C, exploited, CHUNK, np.random.default_rng(1))
+    inside_SC = np.zeros((CHUNK, len(score_C)), dtype=np.bool_)
+    np.put_along_axis(inside_SC, noisy.index_SE, values=True, axis=1)
+    chance = (slots - exploited) / max(1, eligible - exploited)
+
+    margin_SC = phi_C - np.where(inside_SC, noisy.kappa_in_S1, noisy.kappa_out_S1)
+    sum_S = policies._propensity(margin_SC, chance).sum(axis=1) + (eligible - len(score_C)) * chance
+
+    assert float(sum_S.mean()) == pytest.approx(slots, abs=4.0 * float(sum_S.std()) / math.sqrt(CHUNK) + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("what", "wrong"), [("half of the slots explore", "own source"), ("softmax", "with replacement")]
+)
+def test_the_simulation_notices_wrong_propensities(what: str, wrong: str) -> None:
+    case = next(case for case in CASES if case.what == what)
+
+    moments = simulate(case, wrong, draws=CHUNK)
+
+    rows = servable(case)
+    assert (np.abs(moments.mean_R[rows] - 1.0) > 8.0 * moments.error_R[rows]).any()
+
+
+@st.composite
+def shortlists(draw: st.DrawFn) -> Shortlist:
+    """Any live catalogue, exclusions and candidates, with padding and -inf at the end as the search gives them."""
+    row_N = np.array(sorted(draw(st.sets(st.integers(1, 30), min_size=1, max_size=20))))
+    live_R = np.zeros(31, dtype=np.bool_)
+    live_R[row_N] = True
+    excluded = np.array(draw(st.lists(st.integers(0, 30), max_size=12)), dtype=np.int64)
+    eligible = eligible_without(excluded, row_N=row_N, live_R=live_R)
+    servable_rows = np.setdiff1d(row_N, excluded)
+    candidates = draw(st.integers(0, len(servable_rows)))
+    padded = draw(st.integers(0, 3))
+    row_C = np.concatenate((servable_rows[:candidates], np.full(padded, PADDING)))
+    finite = st.floats(-20, 20, width=32)
+    score_C = draw(arrays(np.float32, candidates, elements=finite))
+    return Shortlist(row_C, np.append(score_C, np.full(padded, -np.inf, dtype=np.float32)), eligible)
+
+
+@every_policy
+@settings(max_examples=50)
+@given(shortlist=shortlists(), slate_size=st.integers(1, 12), seed=st.integers(0, 2**32))
+def test_a_slate_holds_distinct_eligible_items_with_true_looking_propensities(
+    policy: Policy, shortlist: Shortlist, slate_size: int, seed: int
+) -> None:
+    slate = policy.draw(shortlist, slate_size=slate_size, rng=np.random.default_rng(seed))
+
+    eligible = np.setdiff1d(shortlist.eligible.row_N, shortlist.eligible.excluded_X)
+    assert shortlist.eligible.count == len(eligible)
+    assert len(slate.row_K) == min(slate_size, len(eligible)) == len(set(slate.row_K.tolist()))
+    assert np.isin(slate.row_K, eligible).all()
+    assert ((slate.propensity_K > 0) & (slate.propensity_K <= 1)).all()
+    known = dict(zip(shortlist.row_C.tolist(), shortlist.score_C.tolist(), strict=True))
+    expected = [known.get(row, math.nan) for row in slate.row_K.tolist()]
+    assert np.array_equal(slate.score_K, np.array(expected), equal_nan=True)
+    assert np.isin(slate.row_K[~slate.explored_K], shortlist.row_C).all()
+
+
+@every_policy
+def test_the_same_seed_draws_the_same_slate(policy: Policy) -> None:
+    first, second = (
+        policy.draw(all_of(SCORES, candidates=5), slate_size=4, rng=np.random.default_rng(9)) for _ in range(2)
+    )
+
+    assert all(np.array_equal(*values, equal_nan=True) for values in zip(first, second, strict=True))
+
+
+@every_policy
+def test_when_everything_is_served_every_propensity_is_one(policy: Policy) -> None:
+    slate = policy.draw(all_of(SCORES), slate_size=20, rng=np.random.default_rng(1))
+
+    assert sorted(slate.row_K.tolist()) == list(range(1, 9))
+    assert slate.propensity_K.tolist() == [1.0] * 8
+
+
+@every_policy
+def test_nothing_eligible_gives_an_empty_slate(policy: Policy) -> None:
+    nothing = np.empty(0, dtype=np.int64)
+    empty = Shortlist(nothing, np.empty(0), Eligible(row_N=nothing, excluded_X=nothing))
+
+    assert len(policy.draw(empty, slate_size=5, rng=np.random.default_rng(1)).row_K) == 0
+
+
+def test_greedy_serves_the_best_in_order_and_for_sure() -> None:
+    slate = greedy().draw(all_of(SCORES), slate_size=3, rng=np.random.default_rng(1))
+
+    assert slate.row_K.tolist() == [1, 2, 3]
+    assert slate.propensity_K.tolist() == [1.0, 1.0, 1.0]
+    assert not slate.explored_K.any()
+
+
+def test_a_very_low_temperature_is_greedy_without_overflow() -> None:
+    slate = softmax(1e-300).draw(all_of([3e38, 1.0, 0.0, -3e38]), slate_size=2, rng=np.random.default_rng(1))
+
+    assert slate.row_K.tolist() == [1, 2]
+
+
+def test_uniform_gives_every_item_the_share_of_slots() -> None:
+    slate = uniform().draw(all_of(SCORES), slate_size=2, rng=np.random.default_rng(1))
+
+    assert slate.propensity_K.tolist() == pytest.approx([2 / 8, 2 / 8])
+    assert slate.explored_K.all()
+
+
+def test_explored_items_stand_in_every_slot_alike() -> None:
+    policy = mixture(temperature=1.0, exploration_slots=1)
+
+    slate = policy.draw_many(all_of(SCORES), slate_size=4, count=CHUNK, rng=np.random.default_rng(1))
+
+    share = slate.explored_K.mean(axis=0)
+    assert slate.explored_K.sum(axis=1).tolist() == [1] * CHUNK
+    assert (np.abs(share - 0.25) <= 4.0 * math.sqrt(0.25 * 0.75 / CHUNK)).all()
+
+
+def test_exploited_items_stand_in_the_order_of_a_softmax_draw() -> None:
+    """The first item of a Plackett-Luce draw is the softmax itself."""
+    slate = softmax(1.0).draw_many(all_of(SCORES), slate_size=3, count=CHUNK, rng=np.random.default_rng(1))
+
+    first = np.bincount(slate.row_K[:, 0], minlength=9)[1:] / CHUNK
+    share = np.exp(SCORES) / np.exp(SCORES).sum()
+    assert (np.abs(first - share) <= 4.0 * np.sqrt(share * (1 - share) / CHUNK)).all()
+
+
+def test_the_live_check_of_propensities_has_mean_one() -> None:
+    """PROPENSITIES section 5: the mean of K / (N p) over served slots, as the scoring worker reports it."""
+    case = CASES[4]
+
+    slate = case.policy.draw_many(case.shortlist, slate_size=case.slate_size, count=CHUNK, rng=np.random.default_rng(1))
+
+    ratio = case.slate_size / (case.shortlist.eligible.count * slate.propensity_K)
+    assert float(ratio.mean()) == pytest.approx(1.0, abs=4.0 * float(ratio.mean(axis=1).std()) / math.sqrt(CHUNK))
+
+
+def test_exclusions_may_repeat_be_unknown_and_be_most_of_the_catalogue() -> None:
+    row_N = np.arange(1, 9)
+    live_R = np.ones(12, dtype=np.bool_)
+    live_R[[PADDING, 9, 10, 11]] = False
+
+    eligible = eligible_without(np.array([PADDING, 1, 1, 2, 3, 4, 5, 6, 11]), row_N=row_N, live_R=live_R)
+
+    assert eligible.count == 2
+    assert set(eligible.draw(100, np.random.default_rng(1)).tolist()) == {7, 8}
