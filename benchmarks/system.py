@@ -156,6 +156,7 @@ def running_system(directory: Path, **overrides: Mapping[str, Any]) -> Iterator[
     file = directory / "sasrec-stream.toml"
     directory.mkdir(parents=True, exist_ok=True)
     file.write_text(settings_document(settings), encoding="utf-8")
+    _settle_port(settings)
     command = [str(_COMMAND), "--tethered", "--settings", str(file), "up"]
     with log_of(directory).open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
@@ -165,6 +166,13 @@ def running_system(directory: Path, **overrides: Mapping[str, Any]) -> Iterator[
         yield system
     finally:
         system.stop()
+
+
+def _settle_port(settings: Settings) -> None:
+    """Gives the folder's broker a port that it keeps; on the usual one it might meet another one of this machine."""
+    broker = LocalKafka(settings.kafka_directory, port=0)
+    broker.start()
+    broker.stop()
 
 
 def log_of(directory: Path) -> Path:
