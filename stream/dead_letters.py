@@ -19,8 +19,10 @@ _OURS = frozenset({EXCEPTION, MESSAGE, TOPIC, PARTITION, OFFSET})
 _MAX_REASON_CHARACTERS = 1_000
 
 Headers = list[tuple[str, bytes]]
-Reason = Literal["null", "malformed", "invalid", "key", "future"]
-"""Null value; not JSON at all; JSON that breaks a bound; a key unlike user_id; dated ahead of the wall clock."""
+Reason = Literal["null", "malformed", "invalid", "key", "future", "not_finite"]
+"""Null value; not JSON at all; JSON that breaks a bound; a key unlike user_id; dated ahead of the wall clock; an
+example whose loss or gradient is not finite.
+"""
 
 
 class UnreadableError(ValueError):

@@ -119,3 +119,17 @@ def _group(stretches: Sequence[Stretch], rows_of: Callable[[Sequence[str]], np.n
         torch.from_numpy(target_BL[:, 1:].copy()),
         torch.from_numpy(weight_BL[:, 1:].copy()),
     )
+
+
+def by_length(row_NT: Int[np.ndarray, "N T"]) -> Iterator[tuple[Int[np.ndarray, " P"], Int[np.ndarray, "P L"]]]:
+    """Left-padded sequences in groups of similar length: which of the N they are, and the columns they fill.
+
+    A sequence of padding alone is in no group.
+    """
+    width = row_NT.shape[1]
+    is_item_NT = row_NT != PADDING
+    length_N = np.where(is_item_NT.any(axis=1), width - is_item_NT.argmax(axis=1), 0)
+    step_N = -(-length_N // LENGTH_STEP)
+    for step in np.unique(step_N[step_N > 0]).tolist():
+        index_P = np.flatnonzero(step_N == step)
+        yield index_P, row_NT[index_P, max(0, width - step * LENGTH_STEP) :]

@@ -5,6 +5,8 @@ One consumer is assigned every partition of both topics, so that a trainer with 
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -15,10 +17,13 @@ from kafka.structs import OffsetAndMetadata
 
 from stream.clients import consumer
 from stream.events import ModelAnnouncement
-from stream.examples import Example, decode_example
+from stream.examples import Example, ExampleId, decode_example
 from stream.settings import KafkaSettings
 from stream.topics import EXAMPLES, MODELS
 from trainer.cut import Cut, fresh
+
+POLL_SECONDS = 0.25
+"""Longest that a stop signal waits for a poll."""
 
 
 class Unreadable(NamedTuple):
@@ -29,13 +34,33 @@ class Unreadable(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What one poll brought."""
+    """What one poll brought, or several."""
 
     examples: list[Example]
     """New ones only, by partition and then in the order of the topic."""
+    records: dict[ExampleId, ConsumerRecord]
+    """What they were read from, for the dead letters."""
     repeats: int
     unreadable: list[Unreadable]
     announcements: list[ModelAnnouncement]
+
+    def then(self, more: Read) -> Read:
+        """This and what came after it."""
+        return Read(
+            self.examples + more.examples,
+            self.records | more.records,
+            self.repeats + more.repeats,
+            self.unreadable + more.unreadable,
+            self.announcements + more.announcements,
+        )
+
+
+class Patience(NamedTuple):
+    """How much to read at once, and how long to wait for it."""
+
+    least: int
+    most: int
+    wait_seconds: float
 
 
 class ExampleReader:
@@ -64,23 +89,36 @@ class ExampleReader:
                 self._consumer.seek(partition, offset)
         self.cut = cut
 
+    def gather(self, patience: Patience, *, stop: threading.Event) -> Read:
+        """As many examples as there are between `least` and `most`; fewer when none came or the wait is over.
+
+        So a micro-batch grows with the lag. Comes back soon after `stop` is set, and at once with an announcement.
+        """
+        gathered = self.read(most=patience.most, timeout_seconds=POLL_SECONDS)
+        ends_at = time.monotonic() + patience.wait_seconds
+        while 0 < len(gathered.examples) < patience.least and not gathered.announcements and not stop.is_set():
+            left = ends_at - time.monotonic()
+            if left <= 0:
+                break
+            most = patience.most - len(gathered.examples)
+            gathered = gathered.then(self.read(most=most, timeout_seconds=min(left, POLL_SECONDS)))
+        return gathered
+
     def read(self, *, most: int, timeout_seconds: float) -> Read:
         """At most so many records, as soon as there are any."""
         polled = self._consumer.poll(timeout_ms=int(timeout_seconds * 1000), max_records=most)
+        read = Read([], {}, 0, [], [])
         offsets = dict(self.cut.offsets)
-        examples: list[Example] = []
-        unreadable: list[Unreadable] = []
-        announcements: list[ModelAnnouncement] = []
         for partition in sorted(polled):
             if partition in self._models:
-                announcements += announced(polled[partition])
+                read.announcements.extend(announced(polled[partition]))
                 continue
             for record in polled[partition]:
-                _decode(record, into=examples, failed=unreadable)
+                _decode(record, into=read)
             offsets[partition.partition] = polled[partition][-1].offset + 1
-        new = fresh(examples, self.cut.marks)
+        new = fresh(read.examples, self.cut.marks)
         self.cut = Cut(offsets=offsets, marks=new.marks)
-        return Read(new.examples, len(examples) - len(new.examples), unreadable, announcements)
+        return read._replace(examples=new.examples, repeats=len(read.examples) - len(new.examples))
 
     def lag(self) -> int:
         """Examples on the broker that were not read yet, as far as the last fetches tell."""
@@ -104,11 +142,14 @@ class ExampleReader:
         self._consumer.close()
 
 
-def _decode(record: ConsumerRecord, *, into: list[Example], failed: list[Unreadable]) -> None:
+def _decode(record: ConsumerRecord, *, into: Read) -> None:
     try:
-        into.append(decode_example(record.value or b""))
+        example = decode_example(record.value or b"")
     except (msgspec.DecodeError, ValueError) as error:
-        failed.append(Unreadable(record, str(error)))
+        into.unreadable.append(Unreadable(record, str(error)))
+        return
+    into.examples.append(example)
+    into.records[example.id] = record
 
 
 def partitions_of(reader: KafkaConsumer, topic: str) -> list[TopicPartition]:
@@ -137,7 +178,7 @@ def announced(records: list[ConsumerRecord]) -> list[ModelAnnouncement]:
 class Announced(NamedTuple):
     """The newest announcement, and where `models` ended when it was read."""
 
-    newest: ModelAnnouncement | None
+    announcement: ModelAnnouncement | None
     offsets: dict[int, int]
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from trainer.learner import Learner, Learnt
+from trainer.prequential import RANKERS
+
 EXAMPLES_TRAINED = Counter("sasrec_examples_trained_total", "Examples that changed the model.")
 EXAMPLES_DROPPED = Counter(
     "sasrec_examples_dropped_total",
-    "Examples that changed nothing: repeats, and those set aside as unreadable or not finite.",
+    "Examples that changed nothing: repeats, unreadable or not finite ones, clicks of an invalid propensity.",
     ["reason"],
 )
 PREQUENTIAL_HR10 = Gauge(
@@ -34,3 +37,20 @@ TRAINED_THROUGH_ARRIVAL = Gauge(
     "sasrec_trained_through_arrival_seconds",
     "Kafka's timestamp of the newest click learnt, in seconds since 1970.",
 )
+
+
+def observe_micro_batch(learner: Learner, learnt: Learnt, *, examples: int) -> None:
+    """Shows what a micro-batch did."""
+    EXAMPLES_TRAINED.inc(examples - len(learnt.refused))
+    CLICKS_WITHOUT_PROPENSITY.inc(learnt.weights.outcomes["unknown"] + learnt.weights.outcomes["invalid"])
+    EXAMPLES_DROPPED.labels("propensity").inc(learnt.weights.outcomes["invalid"])
+    LOSS.set(learnt.stepped.loss)
+    PROPENSITY_CAP.set(learner.weigher.cap)
+    EFFECTIVE_SAMPLE_SIZE.set(learner.weigher.effective_sample_size())
+    CATALOGUE_ITEMS.set(len(learner.catalogue))
+    if learner.trained_through_arrival_ms is not None:
+        TRAINED_THROUGH_ARRIVAL.set(learner.trained_through_arrival_ms / 1_000)
+    for ranker in RANKERS:
+        score = learner.prequential.moving(ranker)
+        PREQUENTIAL_HR10.labels(ranker).set(score.hr10)
+        PREQUENTIAL_NDCG10.labels(ranker).set(score.ndcg10)

@@ -84,14 +84,14 @@ class Prequential:
     ) -> Judged:
         """Ranks by the baselines beside the network's; changes what is measured, not what the baselines know."""
         question_N = ~unanswered(events.history_NT, events.target_N)
-        asked = Events(events.history_NT[question_N], events.target_N[question_N])
-        ranks = (
-            sasrec_rank_N[question_N],
-            popular.ranks(asked),
-            self.transitions.ranks(asked, popular=popular),
-        )
-        rank_NK = np.where(asked.target_N[:, None] == PADDING, MISS, np.stack(ranks, axis=1))
-        judged = Judged(rank_NK, served_N[question_N])
+        rank_NK = np.full((len(question_N), len(RANKERS)), MISS, dtype=np.int64)
+        known_N = question_N & (events.target_N != PADDING)
+        if known_N.any():
+            asked = Events(events.history_NT[known_N], events.target_N[known_N])
+            rank_NK[known_N, RANKERS.index("sasrec")] = sasrec_rank_N[known_N]
+            rank_NK[known_N, RANKERS.index("popular")] = popular.ranks(asked)
+            rank_NK[known_N, RANKERS.index("transitions")] = self.transitions.ranks(asked, popular=popular)
+        judged = Judged(rank_NK[question_N], served_N[question_N])
         self._add(judged)
         return judged
 

@@ -45,6 +45,14 @@ class Replay(msgspec.Struct):
         self.users[place] = user_id
         return True
 
+    def bounded(self, *, max_users: int, max_items: int) -> Replay:
+        """The same memory within other bounds: the first users and the newest items stay."""
+        users = self.users[:max_users]
+        stretches = {
+            user: (self.stretches[user][0][-max_items:], self.stretches[user][1][-max_items:]) for user in users
+        }
+        return Replay(max_users, max_items, users, stretches, self.arrivals)
+
     def draw(self, count: int, *, rng: np.random.Generator) -> Sequence[Stretch]:
         """Different users at random; all of them if there are fewer."""
         chosen = rng.choice(len(self.users), size=min(count, len(self.users)), replace=False, shuffle=False)

@@ -1,0 +1,241 @@
+"""The one path by which examples change a model: live, catching up and in a full retrain.
+
+A learner is everything that the next step depends on. What it is after some micro-batches is a function of its
+settings, those micro-batches and its beginning, on CPU to the byte (I9). Shapes: N clicks, T positions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from model.catalogue import PADDING, Catalogue
+from model.negatives import uniform
+from model.optimiser import RowAdam
+from model.ranking import rank_of
+from model.sasrec import SASRec
+from model.settings import ModelSettings
+from stream.examples import ClickExample, Example, SlateExample
+from trainer.baselines import Events, Popular
+from trainer.batch import Stretch, by_length, coalesce, collate, weighted
+from trainer.exposure import Exposure
+from trainer.prequential import MISS, Prequential
+from trainer.replay import Replay
+from trainer.settings import TrainerSettings
+from trainer.slates import collate_slates
+from trainer.step import Micro, Step, Stepped
+from trainer.weights import Weigher, Weights
+
+REPLAYED_ITEMS_PER_POSITION = 2
+"""Items kept per replayed user, in multiples of what the network can read."""
+
+
+class Learnt(NamedTuple):
+    """What one micro-batch did."""
+
+    stepped: Stepped
+    weights: Weights
+    refused: list[Example]
+    """Examples whose loss or gradient is not finite: they changed no weight."""
+
+
+class Lesson(NamedTuple):
+    """What one step shall learn, apart from what is replayed."""
+
+    clicks: Sequence[ClickExample]
+    weight_N: Float[np.ndarray, " N"]
+    slates: Sequence[SlateExample]
+
+    @property
+    def size(self) -> int:
+        """Examples."""
+        return len(self.clicks) + len(self.slates)
+
+    def halves(self) -> tuple[Lesson, Lesson]:
+        """Half of the clicks and half of the slates each; of two single ones, one each."""
+        clicks, slates = (len(self.clicks) + 1) // 2, len(self.slates) // 2
+        return (
+            Lesson(self.clicks[:clicks], self.weight_N[:clicks], self.slates[:slates]),
+            Lesson(self.clicks[clicks:], self.weight_N[clicks:], self.slates[slates:]),
+        )
+
+
+class Learner:
+    """A network with its catalogue, its optimiser, and all that it remembers of the stream."""
+
+    def __init__(self, model: ModelSettings, trainer: TrainerSettings, *, device: str = "cpu") -> None:
+        self.settings = trainer
+        self.rng = np.random.default_rng(trainer.seed)
+        self.replay = Replay(trainer.replay_users, REPLAYED_ITEMS_PER_POSITION * model.max_length)
+        self.weigher = Weigher(trainer)
+        self.exposure = Exposure(trainer.weight_window)
+        self.examples_trained = 0
+        self.trained_through_ms: int | None = None
+        self.trained_through_arrival_ms: int | None = None
+        catalogue = Catalogue(max_items=trainer.max_items, half_life_clicks=trainer.popular_half_life)
+        network = SASRec(model, capacity=catalogue.capacity, generator=torch.Generator().manual_seed(trainer.seed))
+        self.take_over(catalogue, network.to(torch.device(device)))
+
+    def take_over(self, catalogue: Catalogue, network: SASRec) -> None:
+        """Goes on with a network, a fresh optimiser and baselines that know nothing."""
+        catalogue.max_items, catalogue.half_life_clicks = self.settings.max_items, self.settings.popular_half_life
+        self.catalogue = catalogue
+        self.network = network
+        self.optimiser = RowAdam(
+            network, learning_rate=self.settings.learning_rate, max_norm=self.settings.gradient_norm
+        )
+        self.prequential = Prequential(self.settings, capacity=catalogue.capacity)
+        self._step = Step(network, self.optimiser, self.settings)
+
+    def learn(self, examples: Sequence[Example]) -> Learnt:
+        """One micro-batch.
+
+        1. Every click is predicted, by the network and the baselines, before anything learns from it.
+        2. New items get rows; the baselines and the popularity counts learn.
+        3. Clicks are weighed and stand beside replayed sequences; slates become pairs.
+        4. One optimiser step; where it would not be finite, one for each part of the micro-batch that is.
+        5. The sequences are remembered for replay.
+        """
+        clicks = [example for example in examples if isinstance(example, ClickExample)]
+        slates = [example for example in examples if isinstance(example, SlateExample)]
+        # 1.
+        self._predict(clicks)
+        # 2.
+        self._admit(clicks)
+        # 3.
+        for slate in slates:
+            self.exposure.observe(slate)
+        weights = self.weigher.weigh(clicks, exposure=self.exposure)
+        replayed = self._replayed(len({click.user_id for click in clicks}))
+        # 4.
+        lesson = Lesson(clicks, weights.weight_N, slates)
+        stepped = self.step(self._micro(lesson, replayed))
+        refused = self._learn_parts(lesson) if stepped.refused else []
+        # 5.
+        self._remember(clicks, weights)
+        self._count(examples, clicks)
+        return Learnt(stepped, weights, refused)
+
+    def _micro(self, lesson: Lesson, replayed: Sequence[Stretch]) -> Micro:
+        max_length = self.network.settings.max_length
+        chains = coalesce(lesson.clicks, max_length=max_length, min_context=self.settings.min_context)
+        stretches = [weighted(chain, lesson.weight_N) for chain in chains]
+        return Micro(
+            collate([*stretches, *replayed], self.catalogue.rows_of),
+            collate_slates(lesson.slates, self.catalogue.rows_of, weigher=self.weigher, max_length=max_length),
+        )
+
+    def _learn_parts(self, lesson: Lesson) -> list[Example]:
+        """Learns the halves of what was refused, and theirs, and gives back the single examples that are at fault."""
+        if lesson.size == 1:
+            return [*lesson.clicks, *lesson.slates]
+        refused: list[Example] = []
+        for half in lesson.halves():
+            if half.size and self.step(self._micro(half, ())).refused:
+                refused += self._learn_parts(half)
+        return refused
+
+    def _remember(self, clicks: Sequence[ClickExample], weights: Weights) -> None:
+        for click, weight in zip(clicks, weights.weight_N.tolist(), strict=True):
+            self.replay.remember(click.user_id, Stretch((*click.context, click.item_id), (weight,)), rng=self.rng)
+
+    def _replayed(self, users: int) -> list[Stretch]:
+        count = round(self.settings.replay_share * users)
+        return [self.readable(stretch) for stretch in self.replay.draw(count, rng=self.rng)]
+
+    def step(self, micro: Micro) -> Stepped:
+        """One optimiser step on what is ready; rows of all its items exist."""
+        if len(self.catalogue) == 0:
+            return Stepped(0.0, 0.0)
+        sampler = uniform(self.catalogue.live_rows())
+        return self._step(micro, sampler=sampler, size=self.catalogue.size, rng=self.rng)
+
+    def admit(self, item_ids: Iterable[str]) -> None:
+        """Gives every item a row; new rows begin afresh in the network, the optimiser and the baselines."""
+        for item_id in item_ids:
+            self.catalogue.admit(item_id)
+        fresh = self.catalogue.take_fresh_rows()
+        if self.catalogue.capacity > self.network.capacity:
+            self.network.grow(self.catalogue.capacity)
+            self.optimiser.grow()
+            self.prequential.grow(self.catalogue.capacity)
+        if len(fresh):
+            self.network.reset_rows(fresh, self.rng)
+            self.optimiser.reset_rows(fresh)
+            self.prequential.forget(fresh)
+
+    def _admit(self, clicks: Sequence[ClickExample]) -> None:
+        self.admit(item for click in clicks for item in (*click.context, click.item_id))
+        last_N = self.catalogue.rows_of(click.context[-1] if click.context else "" for click in clicks)
+        events = Events(last_N[:, None], self.catalogue.rows_of(click.item_id for click in clicks))
+        self.catalogue.count_clicks(events.target_N)
+        self.prequential.learn(events)
+
+    def _predict(self, clicks: Sequence[ClickExample]) -> None:
+        if not clicks:
+            return
+        history_NT = self._histories(clicks)
+        events = Events(history_NT, self.catalogue.rows_of(click.item_id for click in clicks))
+        self.prequential.judge(
+            events,
+            sasrec_rank_N=self._ranks(events),
+            served_N=np.array([click.served is not None for click in clicks], dtype=np.bool_),
+            popular=Popular(self.catalogue.recent_click_counts()),
+        )
+
+    def _histories(self, clicks: Sequence[ClickExample]) -> Int[np.ndarray, "N T"]:
+        """Contexts as rows; what has no row yet is PADDING."""
+        length = max(1, *(len(click.context) for click in clicks))
+        history_NT = np.full((len(clicks), length), PADDING, dtype=np.int64)
+        for index, click in enumerate(clicks):
+            history_NT[index, length - len(click.context) :] = self.catalogue.rows_of(click.context)
+        return history_NT
+
+    def _ranks(self, events: Events) -> Int[np.ndarray, " N"]:
+        """The network's rank of every target among what the user does not have; a click without history is a miss."""
+        rank_N = np.full(len(events.target_N), MISS, dtype=np.int64)
+        for index_P, row_PT in by_length(events.history_NT[:, -self.network.settings.max_length :]):
+            rank_N[index_P] = self._ranks_of_group(Events(events.history_NT[index_P], events.target_N[index_P]), row_PT)
+        return rank_N
+
+    @torch.inference_mode()
+    def _ranks_of_group(self, events: Events, row_PT: Int[np.ndarray, "P T"]) -> Int[np.ndarray, " P"]:
+        device = self.network.device
+        rank_P = rank_of(
+            self.network.encode_last(torch.from_numpy(row_PT).to(device)),
+            self.network.item_RD[: self.catalogue.size],
+            target_P=torch.from_numpy(events.target_N).to(device),
+            excluded_PE=torch.from_numpy(events.history_NT).to(device),
+            live_R=torch.from_numpy(self.catalogue.live_mask()).to(device),
+        )
+        ranks: np.ndarray = rank_P.cpu().numpy()
+        return ranks
+
+    def readable(self, stretch: Stretch) -> Stretch:
+        """A random window of a replayed sequence that the network can read."""
+        surplus = len(stretch.items) - 1 - self.network.settings.max_length
+        if surplus <= 0:
+            return stretch
+        start = int(self.rng.integers(surplus + 1))
+        window = slice(start, start + self.network.settings.max_length + 1)
+        weights = (0.0,) * (len(stretch.items) - len(stretch.weights)) + stretch.weights
+        return Stretch(stretch.items[window], weights[window])
+
+    def _count(self, examples: Sequence[Example], clicks: Sequence[ClickExample]) -> None:
+        self.examples_trained += len(examples)
+        for click in clicks:
+            self.trained_through_ms = max(click.timestamp_ms, self.trained_through_ms or 0)
+            self.trained_through_arrival_ms = max(click.arrived_at_ms, self.trained_through_arrival_ms or 0)
+
+    def random_state(self) -> bytes:
+        """Of the generator, as JSON: its numbers are wider than MessagePack's."""
+        return json.dumps(self.rng.bit_generator.state).encode()
+
+    def restore_random_state(self, state: bytes) -> None:
+        """Becomes what `random_state` gave."""
+        self.rng.bit_generator.state = json.loads(state)

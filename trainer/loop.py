@@ -1,0 +1,216 @@
+"""The trainer: a model that learns every few seconds and can be killed at any instant.
+
+The numbered cut:
+
+1. Examples are polled; repeats of what was learnt are dropped by their ids.
+2. They are learnt as one micro-batch: predicted, weighed, stepped (trainer/learner.py).
+3. What cannot be read or learnt goes to the dead letters.
+4. When it is time, the dead letters are acknowledged, and the learner is published with the cut behind 1 (publish.py).
+
+Killed anywhere, the next trainer resumes from the newest whole checkpoint: what was learnt after it is forgotten with
+the weights that had learnt it, and read and learnt again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+import torch
+from kafka import KafkaProducer
+from kafka.consumer.fetcher import ConsumerRecord
+
+from model.checkpoint import BrokenCheckpointError, WrittenCheckpoint, newest_checkpoint
+from model.settings import ModelSettings
+from stream.clients import producer
+from stream.dead_letters import UnreadableError, dead_letter
+from stream.events import ModelAnnouncement
+from stream.settings import KafkaSettings
+from stream.topics import DEAD_LETTER_SUFFIX
+from trainer import metrics
+from trainer.cut import Cut
+from trainer.examples import ExampleReader, Patience, Read, newest_announcement
+from trainer.learner import Learner
+from trainer.lock import only_trainer
+from trainer.publish import OnPublished, announce, new_lineage, next_version, prune_lineage, write
+from trainer.settings import TrainerSettings
+from trainer.state import Resumed, resume
+
+FAR_BEHIND_BATCHES = 10
+"""Lag, in full micro-batches, from which on catching up is worth a line in the log."""
+
+_log = structlog.get_logger()
+
+
+class Workplace(NamedTuple):
+    """What a trainer works with, and where."""
+
+    kafka: KafkaSettings
+    model: ModelSettings
+    trainer: TrainerSettings
+    checkpoints: Path
+
+
+def run_trainer(
+    kafka: KafkaSettings,
+    model: ModelSettings,
+    trainer: TrainerSettings,
+    *,
+    checkpoints: Path,
+    stop: threading.Event,
+    on_published: OnPublished = lambda _: None,
+) -> None:
+    """Learns from `examples` until `stop` is set, then publishes what was learnt since the last checkpoint.
+
+    Raises:
+        ValueError: a topic is missing, or another trainer works in the same folder.
+    """
+    torch.set_num_threads(trainer.threads)
+    with only_trainer(checkpoints), producer(kafka) as sender:
+        newest = newest_announcement(kafka)
+        reader = ExampleReader(kafka, announcements_from=newest.offsets)
+        loop = TrainerLoop(Workplace(kafka, model, trainer, checkpoints), reader, sender, on_published=on_published)
+        try:
+            loop.start(newest.announcement)
+            while not stop.is_set():
+                loop.turn(stop)
+            loop.publish_if_learnt()
+        finally:
+            reader.close()
+
+
+class TrainerLoop:
+    """The numbered cut, turn by turn."""
+
+    def __init__(
+        self, place: Workplace, reader: ExampleReader, sender: KafkaProducer, *, on_published: OnPublished
+    ) -> None:
+        self._place = place
+        self._reader = reader
+        self._sender = sender
+        self._on_published = on_published
+        self._boundaries: list[dict[int, int]] = []
+        self._announced_here: set[tuple[str, int]] = set()
+        self._published_at = time.monotonic()
+
+    def start(self, announcement: ModelAnnouncement | None) -> None:
+        """Resumes the announced lineage from its newest whole checkpoint, or begins a new one at the first example."""
+        found = announcement and newest_checkpoint(
+            self._place.checkpoints / announcement.lineage, on_broken=self._report_broken
+        )
+        if not found:
+            learner = Learner(self._place.model, self._place.trainer, device=device_of(self._place.trainer))
+            self._go_on(new_lineage(), Resumed(learner, Cut()))
+            return
+        self._resume(found)
+        if announcement is not None and announcement.version != found.manifest.version:
+            self._announce(found)
+
+    def turn(self, stop: threading.Event) -> None:
+        """Polls, learns what came, and publishes when it is time."""
+        settings = self._place.trainer
+        # 1.
+        patience = Patience(settings.min_batch, settings.max_batch, settings.max_wait_seconds)
+        read = self._reader.gather(patience, stop=stop)
+        if self._adopted(read.announcements):
+            return
+        # 2. and 3.
+        metrics.EXAMPLES_DROPPED.labels("repeat").inc(read.repeats)
+        for record, error in read.unreadable:
+            self._set_aside(record, UnreadableError("malformed", error))
+        if read.examples:
+            self._learn(read)
+        # 4.
+        if time.monotonic() - self._published_at >= settings.publish_seconds:
+            self.publish_if_learnt()
+
+    def publish_if_learnt(self) -> None:
+        """Publishes the cut behind the last micro-batch, unless nothing was learnt since the last time."""
+        self._published_at = time.monotonic()
+        if not self._boundaries:
+            return
+        self._sender.flush()
+        root = self._place.checkpoints
+        written = write(
+            self.learner,
+            self._reader.cut,
+            root=root,
+            lineage=self.lineage,
+            version=next_version(root / self.lineage),
+            boundaries=tuple(self._boundaries),
+        )
+        self._boundaries.clear()
+        self._announce(written)
+
+    def _learn(self, read: Read) -> None:
+        began = time.perf_counter()
+        learnt = self.learner.learn(read.examples)
+        for example in learnt.refused:
+            error = UnreadableError("not_finite", "its loss or gradient is not finite")
+            self._set_aside(read.records[example.id], error)
+        self._boundaries.append(self._reader.cut.offsets)
+        metrics.observe_micro_batch(self.learner, learnt, examples=len(read.examples))
+        metrics.STEP_SECONDS.observe(time.perf_counter() - began)
+        lag = self._reader.lag()
+        if lag > FAR_BEHIND_BATCHES * self._place.trainer.max_batch:
+            _log.info("catching up at full micro-batches", lag=lag)
+
+    def _set_aside(self, record: ConsumerRecord, error: UnreadableError) -> None:
+        """Sends the record to the dead letters; acknowledged before the next checkpoint says that it was read."""
+        letter = dead_letter(record, error, max_bytes=self._place.kafka.max_message_bytes)
+        self._sender.send(
+            record.topic + DEAD_LETTER_SUFFIX,
+            key=letter.key,
+            value=letter.value,
+            headers=letter.headers,
+            partition=record.partition,
+        )
+        metrics.EXAMPLES_DROPPED.labels(error.reason).inc()
+        _log.warning("an example was set aside", reason=error.reason, error=str(error), offset=record.offset)
+
+    def _adopted(self, announcements: list[ModelAnnouncement]) -> bool:
+        """Goes over to a lineage that somebody else announced: a retrain that passed the gate."""
+        others = [one for one in announcements if (one.lineage, one.version) not in self._announced_here]
+        if not others or others[-1].lineage == self.lineage:
+            return False
+        promoted = newest_checkpoint(self._place.checkpoints / others[-1].lineage, on_broken=self._report_broken)
+        if promoted is None:
+            _log.error("the announced model is not in this folder; learning goes on", announced=others[-1].path)
+            return False
+        self._resume(promoted)
+        self._announce(promoted)
+        return True
+
+    def _resume(self, checkpoint: WrittenCheckpoint) -> None:
+        resumed = resume(checkpoint.path, self._place.trainer, device=device_of(self._place.trainer))
+        self._go_on(checkpoint.manifest.lineage, resumed)
+
+    def _go_on(self, lineage: str, resumed: Resumed) -> None:
+        self.lineage = lineage
+        self.learner = resumed.learner
+        self._reader.resume(resumed.cut)
+        self._boundaries.clear()
+        _log.info("learning", lineage=lineage, examples_trained=self.learner.examples_trained)
+
+    def _announce(self, written: WrittenCheckpoint) -> None:
+        announcement = announce(self._sender, self._place.kafka, written)
+        self._announced_here.add((announcement.lineage, announcement.version))
+        self._reader.commit()
+        prune_lineage(self._place.checkpoints, announcement, keep=self._place.trainer.keep_checkpoints)
+        metrics.PUBLISHED_VERSION.set(announcement.version)
+        _log.info("published", model=announcement.name, examples_trained=announcement.examples_trained)
+        self._on_published(announcement)
+
+    @staticmethod
+    def _report_broken(error: BrokenCheckpointError) -> None:
+        _log.error("a broken checkpoint is passed over", error=str(error))
+
+
+def device_of(settings: TrainerSettings) -> str:
+    """Where the network learns."""
+    if settings.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return settings.device

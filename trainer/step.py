@@ -1,0 +1,118 @@
+"""One optimiser step: both terms of PROPENSITIES section 4, and the refusal of what is not finite.
+
+Shapes: B sequences, T positions, P positions with a target, S slates, K slots of the widest slate, D units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from model.catalogue import PADDING
+from model.losses import LOSSES, Positions, in_slate_pairs
+from model.negatives import Sampler
+from model.optimiser import RowAdam
+from model.sasrec import SASRec
+from trainer.batch import Group
+from trainer.settings import TrainerSettings
+
+
+class Slates(NamedTuple):
+    """Closed slates as tensors: the history at request time and, slot by slot, what came of it."""
+
+    row_ST: Int[Tensor, "S T"]
+    """History, padded on the left."""
+    item_SK: Int[Tensor, "S K"]
+    """PADDING in slots that the slate does not have."""
+    clicked_SK: Bool[Tensor, "S K"]
+    negative_SK: Bool[Tensor, "S K"]
+    weight_SK: Float[Tensor, "S K"]
+
+
+class Micro(NamedTuple):
+    """What one step learns from."""
+
+    groups: Sequence[Group]
+    slates: Slates | None
+
+
+class Stepped(NamedTuple):
+    """How a step went. A loss or a norm that is not finite means that no weight was changed."""
+
+    loss: float
+    gradient_norm: float
+
+    @property
+    def refused(self) -> bool:
+        """Whether the weights stayed as they were."""
+        return not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm))
+
+
+class Step:
+    """Changes the weights of one network; everything random comes from the generator that is passed in."""
+
+    def __init__(self, model: SASRec, optimiser: RowAdam, settings: TrainerSettings) -> None:
+        self._model = model
+        self._optimiser = optimiser
+        self._settings = settings
+
+    def __call__(self, micro: Micro, *, sampler: Sampler, size: int, rng: np.random.Generator) -> Stepped:
+        """Learns the micro-batch, or nothing of it."""
+        loss = self._against_catalogue(micro.groups, sampler=sampler, size=size, rng=rng)
+        if micro.slates is not None:
+            loss = loss + self._settings.in_slate_weight * self._inside_slates(micro.slates, rng)
+        value = float(loss.detach())
+        if not math.isfinite(value) or not loss.requires_grad:
+            self._model.zero_grad(set_to_none=True)
+            return Stepped(value, 0.0)
+        torch.autograd.backward(loss)
+        return Stepped(value, self._optimiser.step())
+
+    def _against_catalogue(
+        self, groups: Sequence[Group], *, sampler: Sampler, size: int, rng: np.random.Generator
+    ) -> Tensor:
+        """Term (b): every target position against the catalogue, with its weight."""
+        gathered = [_targets(self._model, group, rng) for group in groups]
+        if not gathered:
+            return torch.zeros((), device=self._model.device)
+        hidden_PD, target_P, weight_P = (torch.cat(parts) for parts in zip(*gathered, strict=True))
+        negative_K = sampler.draw((self._settings.negatives,), rng).to(self._model.device)
+        positions = Positions(
+            hidden_PD=hidden_PD,
+            target_P=target_P,
+            weight_P=weight_P,
+            item_RD=self._model.item_RD,
+            size=size,
+            negative=None if self._settings.loss == "cross_entropy" else negative_K,
+        )
+        return LOSSES[self._settings.loss](positions)
+
+    def _inside_slates(self, slates: Slates, rng: np.random.Generator) -> Tensor:
+        """Term (a): the clicked items of a slate against those that stayed unclicked."""
+        device = self._model.device
+        hidden_SD = self._model(slates.row_ST.to(device), last=1, rng=rng)[:, 0]
+        item_SKD = functional.embedding(
+            slates.item_SK.to(device), self._model.item_RD, padding_idx=PADDING, sparse=True
+        )
+        score_SK = torch.einsum("sd,skd->sk", hidden_SD, item_SKD)
+        return in_slate_pairs(
+            score_SK, slates.clicked_SK.to(device), slates.negative_SK.to(device), slates.weight_SK.to(device)
+        )
+
+
+def _targets(model: SASRec, group: Group, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden state, target and weight of the positions that have a target; the others are not even computed last."""
+    wanted_BT = group.target_BT != PADDING
+    last = int(wanted_BT.shape[1] - wanted_BT.any(dim=0).to(torch.int8).argmax()) if wanted_BT.any() else 1
+    hidden_BSD = model(group.row_BT.to(model.device), last=last, rng=rng)
+    wanted_BS = wanted_BT[:, -last:]
+    target_P = group.target_BT[:, -last:][wanted_BS].to(model.device)
+    weight_P = group.weight_BT[:, -last:][wanted_BS].to(model.device)
+    return hidden_BSD[wanted_BS.to(model.device)], target_P, weight_P
