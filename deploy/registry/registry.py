@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,11 +69,26 @@ def open_registry(url: str) -> Engine:
     return engine
 
 
+@contextlib.contextmanager
+def opened_registry(url: str) -> Iterator[Engine]:
+    """The same, closed at the end."""
+    engine = open_registry(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def now_ms() -> int:
+    """Wall-clock time, as the registry keeps it."""
+    return time.time_ns() // 1_000_000
+
+
 def record_version(
     engine: Engine, announcement: ModelAnnouncement, *, status: VersionStatus, metrics: dict[str, Any] | None = None
 ) -> None:
-    """Remembers a checkpoint; the same one again replaces its row, as a trainer that resumes publishes it again."""
-    row = {
+    """Remembers a checkpoint. A trainer that resumes publishes the same one again: what was promoted stays promoted."""
+    row: dict[str, Any] = {
         "path": announcement.path,
         "manifest_sha256": announcement.manifest_sha256,
         "created_at_ms": announcement.created_at_ms,
@@ -83,8 +100,12 @@ def record_version(
     }
     key = VersionKey(announcement.lineage, announcement.version)
     with engine.begin() as connection:
-        if connection.execute(update(ModelVersion).where(_is(key)).values(row)).rowcount == 0:
+        known = connection.scalar(select(ModelVersion.status).where(_is(key)))
+        if known is None:
             connection.execute(insert(ModelVersion).values(row | key._asdict()))
+        else:
+            kept = "promoted" if known == "promoted" else status
+            connection.execute(update(ModelVersion).where(_is(key)).values(row | {"status": kept}))
 
 
 def versions(engine: Engine, *, limit: int = 100) -> Sequence[ModelVersion]:

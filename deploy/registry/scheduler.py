@@ -9,18 +9,19 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 from sqlalchemy import Engine
 
+from deploy.registry.pruning import prune_past_lineages
 from deploy.registry.registry import (
     Outcome,
     fail_interrupted_retrains,
     finish_retrain,
     has_open_retrain,
-    open_registry,
+    now_ms,
+    opened_registry,
     request_retrain,
     take_requested_retrain,
 )
@@ -36,33 +37,28 @@ Command = Callable[[int], Sequence[str]]
 """The command line that performs the retrain of an id."""
 
 
-def run_scheduler(
-    settings: Settings, stop: threading.Event, *, command: Command, prune: Callable[[Engine], None]
-) -> None:
+def run_scheduler(settings: Settings, stop: threading.Event, *, command: Command) -> None:
     """Until `stop` is set.
 
     Raises:
         ValueError: retrain.cron is no cron expression, or the registry cannot be used.
     """
-    with registry(settings) as engine, _clock(settings):
+    with opened_registry(settings.registry_url) as engine, _clock(settings):
         interrupted = fail_interrupted_retrains(engine, at_ms=now_ms())
         structlog.get_logger().info("scheduler started", cron=settings.retrain.cron, interrupted_retrains=interrupted)
-        prune(engine)
+        prune_past_lineages(engine, settings.checkpoints, at_ms=now_ms())
         while not stop.wait(POLL_SECONDS):
             retrain = take_requested_retrain(engine, at_ms=now_ms())
             if retrain is not None:
                 perform_in_child(engine, retrain.id, command(retrain.id), stop)
-                prune(engine)
+                prune_past_lineages(engine, settings.checkpoints, at_ms=now_ms())
 
 
 def request_by_clock(url: str) -> None:
     """The job of the cron setting: asks for a retrain unless one waits or runs. Called by APScheduler."""
-    engine = open_registry(url)
-    try:
+    with opened_registry(url) as engine:
         if not has_open_retrain(engine):
             request_retrain(engine, at_ms=now_ms())
-    finally:
-        engine.dispose()
 
 
 def perform_in_child(engine: Engine, retrain_id: int, command: Sequence[str], stop: threading.Event) -> None:
@@ -78,21 +74,6 @@ def perform_in_child(engine: Engine, retrain_id: int, command: Sequence[str], st
     reason = "the scheduler was stopped; ask again" if stopped else f"its process ended with status {child.returncode}"
     finish_retrain(engine, retrain_id, Outcome(status="failed", reason=reason), at_ms=now_ms())
     log.info("retrain ended", status=child.returncode)
-
-
-@contextlib.contextmanager
-def registry(settings: Settings) -> Iterator[Engine]:
-    """The registry, closed at the end."""
-    engine = open_registry(settings.registry_url)
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
-def now_ms() -> int:
-    """Wall-clock time, as the registry keeps it."""
-    return time.time_ns() // 1_000_000
 
 
 @contextlib.contextmanager

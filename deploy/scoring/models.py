@@ -20,8 +20,7 @@ from model.checkpoint import BrokenCheckpointError, newest_checkpoint, read_serv
 from stream.events import ModelAnnouncement
 from stream.settings import KafkaSettings
 from stream.topics import MODELS
-
-MODEL_NAME = "sasrec"
+from trainer.publish import MODEL_NAME
 
 
 class Models:

@@ -86,12 +86,13 @@ def engine(url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-def test_versions_are_read_newest_first_and_a_repeat_replaces_its_row(engine: Engine) -> None:
+def test_versions_are_read_newest_first_and_one_promoted_stays_so_when_it_is_published_again(engine: Engine) -> None:
     second = msgspec.structs.replace(FIRST, version=2, created_at_ms=2_000)
     record_version(engine, FIRST, status="published")
     record_version(engine, second, status="published", metrics={"hr10": 0.25})
 
     record_version(engine, FIRST, status="promoted")
+    record_version(engine, FIRST, status="published")
 
     newest, oldest = versions(engine)
     assert (newest.version, newest.metrics, newest.status) == (2, {"hr10": 0.25}, "published")

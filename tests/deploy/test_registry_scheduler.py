@@ -17,13 +17,15 @@ from sqlalchemy import Engine
 
 from deploy.registry.pruning import prune_past_lineages
 from deploy.registry.registry import (
+    now_ms,
+    opened_registry,
     record_version,
     request_retrain,
     retrain_by_id,
     take_requested_retrain,
     versions,
 )
-from deploy.registry.scheduler import now_ms, registry, request_by_clock, run_scheduler
+from deploy.registry.scheduler import request_by_clock, run_scheduler
 from deploy.registry.tables import VersionStatus
 from deploy.settings import Settings, StateSettings
 from model.checkpoint import WrittenCheckpoint
@@ -48,7 +50,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[Engine]:
-    with registry(settings) as engine:
+    with opened_registry(settings.registry_url) as engine:
         yield engine
 
 
@@ -61,7 +63,7 @@ def scheduler(settings: Settings, source: str, *arguments: str) -> Iterator[None
 
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run_scheduler, settings, stop, command=command, prune=lambda _engine: None)
+        running = pool.submit(run_scheduler, settings, stop, command=command)
         try:
             yield
         finally:
