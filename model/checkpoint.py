@@ -215,13 +215,13 @@ def newest_checkpoint(lineage: Path, *, on_broken: Callable[[BrokenCheckpointErr
     return None
 
 
-def verify(path: Path) -> WrittenCheckpoint:
-    """Compares every file with the manifest.
+def verify(path: Path, *, sha256: str | None = None) -> WrittenCheckpoint:
+    """Compares every file with the manifest; with `sha256`, only with the one that was announced.
 
     Raises:
         BrokenCheckpointError: any part is absent or altered.
     """
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, sha256=sha256)
     for name in manifest.files:
         read_document(path, manifest, name)
     return WrittenCheckpoint(path, manifest, hashlib.sha256(_read(path / MANIFEST)).hexdigest())
@@ -266,8 +266,8 @@ def _write(path: Path, content: bytes) -> FileDigest:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BrokenCheckpointError(f"{path} is missing; use another checkpoint") from error
+    except OSError as error:
+        raise BrokenCheckpointError(f"{path} cannot be read ({error.strerror}); use another checkpoint") from error
 
 
 def _sync_folder(path: Path) -> None:

@@ -156,14 +156,18 @@ class RowAdam:
 
     def _learn_rows(self, rows_U: Tensor, gradient_UD: Tensor) -> None:
         beta1, beta2 = BETAS
-        missed_U1 = (self.steps - self._touched_R[rows_U])[:, None].to(gradient_UD.dtype)
-        age_U1 = (self.steps - self._began_R[rows_U])[:, None].to(gradient_UD.dtype)
-        first_UD = self._first_RD[rows_U].mul_(beta1**missed_U1).add_(gradient_UD, alpha=1 - beta1)
-        second_UD = self._second_RD[rows_U].mul_(beta2**missed_U1).addcmul_(gradient_UD, gradient_UD, value=1 - beta2)
+        kind = gradient_UD.dtype
+        # In float64, for 1 - 0.999 ** age loses four digits in float32.
+        missed_U1 = (self.steps - self._touched_R[rows_U])[:, None].double()
+        age_U1 = (self.steps - self._began_R[rows_U])[:, None].double()
+        first_UD = self._first_RD[rows_U].mul_((beta1**missed_U1).to(kind)).add_(gradient_UD, alpha=1 - beta1)
+        second_UD = self._second_RD[rows_U].mul_((beta2**missed_U1).to(kind))
+        second_UD.addcmul_(gradient_UD, gradient_UD, value=1 - beta2)
         self._first_RD[rows_U] = first_UD
         self._second_RD[rows_U] = second_UD
         self._touched_R[rows_U] = self.steps
-        scale_UD = second_UD.sqrt_().mul_((1 - beta2**age_U1).rsqrt_()).add_(EPSILON)
-        length_U1 = self.learning_rate / (1 - beta1**age_U1)
-        row_UD = self._model.item_RD[rows_U].mul_((1 - self.learning_rate * self._weight_decay) ** missed_U1)
-        self._model.item_RD[rows_U] = row_UD.addcdiv_(first_UD.mul_(length_U1), scale_UD, value=-1.0)
+        scale_UD = second_UD.sqrt_().mul_((1 - beta2**age_U1).rsqrt_().to(kind)).add_(EPSILON)
+        first_UD.mul_((self.learning_rate / (1 - beta1**age_U1)).to(kind))
+        kept_U1 = (1 - self.learning_rate * self._weight_decay) ** missed_U1
+        row_UD = self._model.item_RD[rows_U].mul_(kept_U1.to(kind))
+        self._model.item_RD[rows_U] = row_UD.addcdiv_(first_UD, scale_UD, value=-1.0)

@@ -1,0 +1,89 @@
+"""Off-policy estimates against hand-made numbers, and against the truth of a small world."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from model.estimators import Estimate, doubly_robust, effective_sample_size, ips, snips
+
+WEIGHTS = np.array([2.0, 0.5, 1.0, 0.0])
+REWARDS = np.array([1.0, 0.0, 1.0, 1.0])
+PREDICTED = np.array([0.5, 0.25, 0.5, 0.0])
+EXPECTED = np.array([0.4, 0.4, 0.2, 0.2])
+
+
+def test_ips_is_the_weighted_mean() -> None:
+    assert ips(WEIGHTS, REWARDS, confidence=0.95).value == pytest.approx(3 / 4)
+
+
+def test_snips_is_normalised_by_the_weights() -> None:
+    assert snips(WEIGHTS, REWARDS, confidence=0.95).value == pytest.approx(3 / 3.5)
+
+
+def test_doubly_robust_corrects_the_reward_model_where_it_was_wrong() -> None:
+    estimate = doubly_robust(WEIGHTS, REWARDS, predicted_I=PREDICTED, expected_I=EXPECTED, confidence=0.95)
+
+    assert estimate.value == pytest.approx((0.4 + 1.0 + 0.4 - 0.125 + 0.2 + 0.5 + 0.2) / 4)
+
+
+def test_the_interval_is_the_normal_one() -> None:
+    estimate = ips(WEIGHTS, REWARDS, confidence=0.95)
+
+    margin = 1.959964 * np.std(WEIGHTS * REWARDS, ddof=1) / 2
+    assert (estimate.low, estimate.high) == pytest.approx((0.75 - margin, 0.75 + margin))
+
+
+def test_equal_weights_are_worth_their_number() -> None:
+    assert effective_sample_size(np.full(7, 3.0)) == pytest.approx(7.0)
+    assert effective_sample_size(np.array([1.0, 0.0, 0.0])) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_hardly_any_impressions_prove_nothing(count: int) -> None:
+    for estimate in (
+        ips(WEIGHTS[:count], REWARDS[:count], confidence=0.95),
+        snips(WEIGHTS[:count], REWARDS[:count], confidence=0.95),
+    ):
+        assert math.isfinite(estimate.value)
+        assert (estimate.low, estimate.high) == (-math.inf, math.inf)
+        assert estimate.impressions == count
+
+
+def test_no_weight_at_all_is_worth_nothing() -> None:
+    estimate = snips(np.zeros(3), REWARDS[:3], confidence=0.9)
+
+    assert estimate.value == 0.0
+    assert estimate.effective_sample_size == 0.0
+
+
+CLICK_RATE = np.array([0.1, 0.3, 0.6])
+LOGGER = np.array([0.6, 0.3, 0.1])
+JUDGED = np.array([0.2, 0.2, 0.6])
+
+
+@pytest.mark.parametrize("method", ["ips", "snips", "doubly robust"])
+def test_nineteen_of_twenty_intervals_hold_the_truth(method: Literal["ips", "snips", "doubly robust"]) -> None:
+    truth = float(JUDGED @ CLICK_RATE)
+    rng = np.random.default_rng(1)
+
+    covered = [estimate.low <= truth <= estimate.high for estimate in (judge(method, rng) for _ in range(1_000))]
+
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
+
+
+def judge(method: str, rng: np.random.Generator) -> Estimate:
+    """The judged policy's value from a thousand impressions of the logger; the reward model is half right."""
+    item = rng.choice(3, size=1_000, p=LOGGER)
+    reward = (rng.random(1_000) < CLICK_RATE[item]).astype(np.float64)
+    weight = (JUDGED / LOGGER)[item]
+    if method == "ips":
+        return ips(weight, reward, confidence=0.95)
+    if method == "snips":
+        return snips(weight, reward, confidence=0.95)
+    model = CLICK_RATE / 2
+    expected = np.full(1_000, float(JUDGED @ model))
+    return doubly_robust(weight, reward, predicted_I=model[item], expected_I=expected, confidence=0.95)
