@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 from deploy.local.kafka import LocalKafka
@@ -15,6 +16,10 @@ from deploy.local.kafka_jvm import find_jvm
 from stream.admin import create_topics
 from stream.clients import admin
 from stream.settings import KafkaSettings
+
+# No test judges by time, and CI runs the same examples every time.
+hypothesis.settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("ours")
 
 
 @pytest.fixture(scope="session")
