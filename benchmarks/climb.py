@@ -15,7 +15,8 @@ from deploy.observe.scrape import Sample
 RANKERS = ("sasrec", "popular", "transitions")
 STEPS = 10
 METRICS = {"HR@10": "sasrec_prequential_hr10", "NDCG@10": "sasrec_prequential_ndcg10"}
-_PERIOD_SECONDS = 1.0
+_TRAINED = "sasrec_examples_trained_total"
+_PERIOD_SECONDS = 0.5
 
 Figures = Mapping[tuple[str, str], float]
 """By the name of the metric and the ranker; over the trainer's moving window."""
@@ -37,6 +38,7 @@ class Climb:
         self.points: list[Point] = []
         self._system = system
         self._clicks = clicks
+        self._trained = Trained()
         self._due = sorted(at_share, key=lambda planned: planned[0])
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="climb", daemon=True)
@@ -51,15 +53,30 @@ class Climb:
 
     def _run(self) -> None:
         while not self._stop.wait(_PERIOD_SECONDS):
-            progress = self._system.progress()
-            if progress is not None:
-                self._look(progress["trainer"].committed / self._clicks)
+            self._look(self._system.metrics("trainer"))
 
-    def _look(self, share: float) -> None:
+    def _look(self, samples: Sequence[Sample]) -> None:
+        share = self._trained.total(samples) / self._clicks
         while self._due and self._due[0][0] <= share:
             self._due.pop(0)[1]()
-        if share >= (len(self.points) + 1) / STEPS and (figures := figures_of(self._system.metrics("trainer"))):
+        if share >= (len(self.points) + 1) / STEPS and (figures := figures_of(samples)):
             self.points.append(Point(share, figures))
+
+
+class Trained:
+    """How many examples were learnt over all lives of a trainer; what it learns again after a kill counts again."""
+
+    def __init__(self) -> None:
+        self._before, self._last = 0.0, 0.0
+
+    def total(self, samples: Sequence[Sample]) -> float:
+        """After this look; no samples while the trainer is away."""
+        now = sum(sample.value for sample in samples if sample.name == _TRAINED)
+        if samples and now < self._last:
+            self._before += self._last
+        if samples:
+            self._last = now
+        return self._before + self._last
 
 
 def figures_of(samples: Sequence[Sample]) -> Figures:

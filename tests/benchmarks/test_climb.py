@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.climb import Point, figures_of, print_climb
+from benchmarks.climb import Point, Trained, figures_of, print_climb
 from deploy.observe.scrape import Sample
 
 
@@ -25,6 +25,17 @@ def test_the_figures_of_every_ranker_are_taken_from_what_the_trainer_serves() ->
 
 def test_a_trainer_that_is_away_serves_no_figures() -> None:
     assert figures_of([]) == {}
+
+
+def test_a_trainer_that_was_killed_goes_on_counting_from_where_it_was() -> None:
+    trained = Trained()
+    looks = [0.0, 100.0, None, 20.0, 50.0]
+
+    totals = [
+        trained.total([] if count is None else [Sample("sasrec_examples_trained_total", {}, count)]) for count in looks
+    ]
+
+    assert totals == [0.0, 100.0, 100.0, 120.0, 150.0]
 
 
 def test_the_climb_is_printed_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
