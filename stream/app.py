@@ -95,18 +95,42 @@ async def _run(
     async with BatchProducer(kafka) as producer:
         table = add_table(app, kafka)
         add_agent(app, kafka, lambda: worker(kafka, stream, producer=producer, store=StateStore(table)))
-        await app.start()
+        await _run_until(stop, app, on_ready)
+
+
+async def _run_until(stop: asyncio.Event, app: faust.App, on_ready: Callable[[], None]) -> None:
+    """Starting may take long, while states are recovered; the signal counts from the first moment."""
+    running = asyncio.create_task(_start_and_run(app, on_ready))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    await app.stop()
+    if app.crashed:
+        raise app.crash_reason
+    if running.done():
+        running.result()
+    running.cancel()
+
+
+async def _start_and_run(app: faust.App, on_ready: Callable[[], None]) -> None:
+    await app.start()
+    if not app.should_stop:
         on_ready()
-        await app.wait(stop.wait())
-        await app.stop()
-        if app.crashed:
-            raise app.crash_reason
+    await app.wait_until_stopped()
 
 
 def add_table(app: faust.App, kafka: KafkaSettings) -> Any:  # noqa: ANN401 - Faust has no types
     """The table of users; its changelog is the topic `sequences`."""
     changelog = app.topic(
-        kafka.topic(SEQUENCES), key_type=bytes, value_type=bytes, acks=False, internal=True, compacting=True
+        kafka.topic(SEQUENCES),
+        key_type=bytes,
+        value_type=bytes,
+        # Recovery decodes by these alone: without them it takes our bytes for JSON, fails, and waits for ever.
+        key_serializer="raw",
+        value_serializer="raw",
+        acks=False,
+        internal=True,
+        compacting=True,
     )
     return app.Table(
         SEQUENCES,
