@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.catalogue import PADDING
+from model.full_softmax import full_cross_entropy
 
 GBCE_CALIBRATION = 0.75
 
@@ -85,10 +86,14 @@ def sampled_softmax(positions: Positions) -> Float[Tensor, ""]:
 
 def cross_entropy(positions: Positions) -> Float[Tensor, ""]:
     """`l = -ln(e^s_i / sum_j e^s_j)` over every item j of the table; takes no negatives."""
-    item_ND = positions.item_RD[PADDING + 1 : positions.size]
-    score_PN = positions.hidden_PD @ item_ND.T
-    loss_P = functional.cross_entropy(score_PN, positions.target_P - (PADDING + 1), reduction="none")
-    return _weighted(loss_P, positions)
+    total = full_cross_entropy(
+        positions.hidden_PD,
+        positions.item_RD,
+        target_P=positions.target_P,
+        weight_P=positions.weight_P,
+        size=positions.size,
+    )
+    return total / max(1, positions.target_P.shape[0])
 
 
 LOSSES: dict[str, Loss] = {

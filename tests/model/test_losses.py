@@ -12,7 +12,9 @@ import torch
 from beartype.roar import BeartypeException
 from jaxtyping import TypeCheckError
 from torch import Tensor
+from torch.nn import functional
 
+from model import full_softmax
 from model.catalogue import PADDING
 from model.losses import LOSSES, Loss, Positions, gbce, in_slate_pairs, sampled_softmax
 
@@ -305,3 +307,19 @@ def test_the_gradient_of_pairs_is_right() -> None:
     scores = slate().requires_grad_()
 
     assert torch.autograd.gradcheck(lambda s: in_slate_pairs(s, CLICKED, NEGATIVE, WEIGHTS), scores)
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 1 << 20], ids=["smallest chunks", "some chunks", "one chunk"])
+def test_cross_entropy_in_chunks_is_torch_s_own(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full_softmax, "CHUNK_SCORES", chunk)
+    monkeypatch.setattr(full_softmax, "SMALLEST_CHUNK", 1)
+    whole = positions(count=40)
+    leaves = [value.clone().requires_grad_() for value in (whole.hidden_PD, whole.item_RD) * 2]
+
+    chunked = LOSSES["cross_entropy"](dataclasses.replace(whole, hidden_PD=leaves[0], item_RD=leaves[1]))
+    scores = leaves[2] @ leaves[3][1 : whole.size].T
+    plain = torch.dot(functional.cross_entropy(scores, whole.target_P - 1, reduction="none"), whole.weight_P) / 40
+
+    torch.testing.assert_close(chunked, plain)
+    gradients = torch.autograd.grad((chunked, plain), leaves)
+    torch.testing.assert_close(gradients[:2], gradients[2:])
