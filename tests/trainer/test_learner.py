@@ -1,0 +1,210 @@
+"""One path for every example; killed and resumed, it ends in the same bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.settings import ModelSettings
+from stream.examples import ClickExample, ExampleId, Served, ShownItem, SlateExample
+from tests.trainer.clicks import click, clicks, in_batches
+from trainer.cut import Cut
+from trainer.exposure import Exposure
+from trainer.learner import Learner
+from trainer.publish import write
+from trainer.settings import TrainerSettings
+from trainer.state import read_cut, resume, tensors_of
+from trainer.weights import Weigher, Weights
+
+MODEL = ModelSettings(max_length=8, units=16, blocks=1)
+TRAINER = TrainerSettings(
+    negatives=16, learning_rate=0.01, min_context=4, replay_users=10, popular_half_life=100.0, metric_window=200
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def bytes_of(learner: Learner) -> dict[str, bytes]:
+    return {
+        f"{file}/{name}": tensor.contiguous().numpy().tobytes()
+        for file, tensors in tensors_of(learner).items()
+        for name, tensor in tensors.items()
+    }
+
+
+def test_what_comes_next_is_learnt_in_one_pass_better_than_popularity_foresees_it() -> None:
+    learner = Learner(MODEL, TRAINER)
+
+    for batch in in_batches(clicks(4_000, users=40, items=60), 50):
+        learner.learn(batch)
+
+    ours, popular = learner.prequential.moving("sasrec"), learner.prequential.moving("popular")
+    assert ours.hr10 > 0.9 > popular.hr10
+    assert learner.examples_trained == 4_000
+    assert len(learner.catalogue) == 60
+
+
+@settings(max_examples=8)
+@given(sizes=st.lists(st.integers(1, 40), min_size=2, max_size=8), killed_after=st.integers(0, 7))
+def test_a_learner_that_was_killed_and_resumed_ends_in_the_bytes_of_an_undisturbed_one(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], killed_after: int
+) -> None:
+    root = tmp_path_factory.mktemp("checkpoints")
+    examples = served_clicks(sum(sizes))
+    ends = np.cumsum(sizes).tolist()
+    batches = [examples[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    undisturbed, killed = Learner(MODEL, TRAINER), Learner(MODEL, TRAINER)
+    for batch in batches:
+        undisturbed.learn(batch)
+
+    for batch in batches[:killed_after]:
+        killed.learn(batch)
+    written = write(killed, Cut(), root=root, lineage="lineage", version=1)
+    resumed = resume(written.path, TRAINER).learner
+    for batch in batches[killed_after:]:
+        resumed.learn(batch)
+
+    assert bytes_of(resumed) == bytes_of(undisturbed)
+    assert resumed.replay == undisturbed.replay
+    assert resumed.random_state() == undisturbed.random_state()
+    assert resumed.catalogue.to_document() == undisturbed.catalogue.to_document()
+
+
+def test_the_cut_and_the_ends_of_the_micro_batches_stand_in_the_checkpoint(tmp_path: Path) -> None:
+    cut = Cut(offsets={0: 7, 1: 3}, marks={"clicks": {0: (6, 0)}})
+
+    written = write(
+        Learner(MODEL, TRAINER), cut, root=tmp_path, lineage="lineage", version=1, boundaries=({0: 4}, {0: 7, 1: 3})
+    )
+
+    assert read_cut(written.path) == cut
+
+
+def test_an_item_unknown_so_far_is_a_miss_and_is_foreseen_once_it_was_learnt() -> None:
+    learner = Learner(MODEL, TRAINER)
+    once = [click(ExampleId("clicks", 0, 0, 0), "u", ["a", "b"], "c")]
+
+    learner.learn(once)
+    learner.learn(once)
+
+    assert learner.prequential.cumulative("sasrec").hr10 == 0.5
+    assert learner.prequential.cumulative("popular").hr10 == 0.5
+
+
+def test_a_click_of_a_user_without_history_teaches_popularity_only() -> None:
+    learner = Learner(MODEL, TRAINER)
+
+    learner.learn([click(ExampleId("clicks", 0, 0, 0), "u", [], "a")])
+
+    assert learner.optimiser.steps == 0
+    assert learner.catalogue.click_counts()[learner.catalogue.row_of("a")] == 1
+
+
+def test_a_slate_teaches_that_the_clicked_item_was_liked_better_than_what_stood_beside_it() -> None:
+    learner = Learner(MODEL, TRAINER)
+    learner.admit(["a", "liked", "ignored", "unseen"])
+    before = scores(learner, "a", ["liked", "ignored", "unseen"])
+
+    for _ in range(20):
+        learner.learn([slate("a", clicked="liked", ignored="ignored", unseen="unseen")])
+
+    after = scores(learner, "a", ["liked", "ignored", "unseen"])
+    change = after - before
+    assert change[0] > 0 > change[1]
+    assert abs(change[2] - change[[0, 1]].mean()) < change[0] - change[1]
+
+
+def test_a_slate_without_a_click_changes_no_weight() -> None:
+    learner = Learner(MODEL, TRAINER)
+    learner.admit(["a", "x", "y"])
+
+    learner.learn([slate("a", clicked=None, ignored="x", unseen="y")])
+
+    assert learner.optimiser.steps == 0
+
+
+class PoisonedWeigher(Weigher):
+    """Gives the clicks of one user a weight that no step survives."""
+
+    def weigh(self, clicks: Sequence[ClickExample], *, exposure: Exposure) -> Weights:
+        weights = super().weigh(clicks, exposure=exposure)
+        poisoned_N = np.array([click.user_id == "user-3" for click in clicks], dtype=np.bool_)
+        return weights._replace(weight_N=np.where(poisoned_N, math.inf, weights.weight_N))
+
+
+def test_examples_that_are_not_finite_are_given_back_and_all_others_are_learnt() -> None:
+    learner, examples = Learner(MODEL, TRAINER.model_copy(update={"replay_share": 0.0})), clicks(60, users=5)
+    learner.learn(examples[:30])
+    learner.weigher = PoisonedWeigher(TRAINER)
+    before = learner.optimiser.steps
+
+    learnt = learner.learn(examples[30:])
+
+    poison = [example for example in examples[30:] if example.user_id == "user-3" and example.context]
+    assert poison
+    assert sorted(learnt.refused, key=lambda one: one.id) == poison
+    assert learner.optimiser.steps > before
+    assert all(bool(torch.isfinite(weight).all()) for weight in learner.network.parameters())
+
+
+def test_new_items_find_room_when_the_table_is_full_and_inherit_nothing() -> None:
+    learner = Learner(MODEL, TRAINER.model_copy(update={"max_items": 5}))
+    learner.learn([click(ExampleId("clicks", 0, 0, 0), "u", ["a", "b", "c", "d"], "e")])
+    row = learner.catalogue.row_of("a")
+
+    learner.learn([click(ExampleId("clicks", 0, 1, 0), "v", ["b"], "new")])
+
+    assert learner.catalogue.row_of("a") == 0
+    assert learner.catalogue.row_of("new") == row
+    assert len(learner.catalogue) == 5
+
+
+def served_clicks(count: int) -> list[ClickExample]:
+    """Half of them served, with propensities of their own."""
+    rng = np.random.default_rng(5)
+    made = []
+    for example in clicks(count, users=8, items=20):
+        propensity = float(rng.uniform(0.01, 1.0))
+        how = Served("softmax", "r", int(rng.integers(10)), propensity, "exact", "exploit")
+        served = how if rng.random() < 0.5 else None
+        made.append(
+            click(
+                example.id, example.user_id, example.context, example.item_id, at_ms=example.timestamp_ms, served=served
+            )
+        )
+    return made
+
+
+def scores(learner: Learner, last: str, item_ids: list[str]) -> np.ndarray:
+    hidden_BD = learner.network.encode_last(torch.from_numpy(learner.catalogue.rows_of([last]))[None])
+    item_CD = learner.network.item_RD.detach()[torch.from_numpy(learner.catalogue.rows_of(item_ids))]
+    score_C: np.ndarray = (hidden_BD @ item_CD.T)[0].numpy()
+    return score_C
+
+
+def slate(context: str, *, clicked: str | None, ignored: str, unseen: str) -> SlateExample:
+    items = (
+        *([ShownItem(clicked, 0, 0.5, "exact", "exploit", seen=True, clicked=True)] if clicked else []),
+        ShownItem(ignored, 1, 0.5, "exact", "exploit", seen=True, clicked=False),
+        ShownItem(unseen, 2, 0.5, "exact", "exploit", seen=False, clicked=False),
+    )
+    return SlateExample(
+        id=ExampleId("impressions", 0, 0, 0),
+        user_id="u",
+        context=(context,),
+        request_id="r",
+        policy="softmax",
+        items=items,
+        timestamp_ms=1_700_000_000_000,
+        arrived_at_ms=1_700_000_000_000,
+    )
