@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from model.checkpoint import ServingModel, read_serving
 from model.settings import ModelSettings
-from stream.examples import ClickExample, ExampleId
+from tests.trainer.clicks import clicks
 from trainer.cut import Cut
 from trainer.gate import decide, is_question, judge
 from trainer.learner import Learner
@@ -22,7 +22,6 @@ from trainer.settings import GateSettings, TrainerSettings
 
 GATE = GateSettings(min_events=50)
 MODEL = ModelSettings(max_length=8, units=16, blocks=1, dropout=0.0)
-ITEMS = 30
 
 
 @pytest.fixture(autouse=True)
@@ -31,21 +30,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def clicks(count: int, *, users: int = 20, seed: int) -> list[ClickExample]:
-    """Every user walks around the catalogue, item by item, from somewhere: what comes next is certain."""
-    starts = np.random.default_rng(seed).integers(ITEMS, size=users)
-    walk = [(user, step) for step in range(-(-count // users)) for user in range(users)]
-    return [_click(offset, user, int(starts[user]), step) for offset, (user, step) in enumerate(walk[:count])]
-
-
-def _click(offset: int, user: int, start: int, step: int) -> ClickExample:
-    items = [f"item-{(start + number) % ITEMS}" for number in range(step + 1)]
-    now_ms = 1_700_000_000_000 + offset
-    return ClickExample(
-        ExampleId("clicks", 0, offset, 0), f"user-{user}", tuple(items[:-1][-8:]), items[-1], now_ms, now_ms, None
-    )
 
 
 def taught(root: Path, *, lineage: str, batches: int, settings: TrainerSettings) -> ServingModel:
@@ -61,7 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Sequence[ServingModel]:
     """One that was hardly taught and one that was taught well."""
     root = tmp_path_factory.mktemp("checkpoints")
     settings = TrainerSettings(learning_rate=0.01, negatives=32)
-    return [taught(root, lineage=f"taught-{batches}", batches=batches, settings=settings) for batches in (1, 60)]
+    return [taught(root, lineage=f"taught-{batches}", batches=batches, settings=settings) for batches in (1, 25)]
 
 
 def test_a_better_challenger_is_promoted(models: Sequence[ServingModel]) -> None:
@@ -98,7 +82,7 @@ def test_too_few_clicks_decide_nothing(models: Sequence[ServingModel]) -> None:
 
 
 def test_a_click_without_history_or_on_something_the_user_has_is_no_question() -> None:
-    first, *_, later = clicks(60, seed=1)
+    first, *_, later = clicks(100, seed=1)
 
     assert not is_question(first)
     assert is_question(later)

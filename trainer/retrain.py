@@ -1,0 +1,180 @@
+"""The full retrain: a new model from all sequences, brought up to now, that meets the live one at the gate.
+
+1. A snapshot of `sequences` is read, with the exact cut of the stream that it stands for.
+2. A new learner, of a new lineage, learns it in passes, within `retrain.max_seconds`.
+3. It catches up from `examples`, from the cut to now, exactly like a trainer that was restarted.
+4. Its checkpoint is written; nothing serves from it yet.
+5. The gate judges it and the live model on the next clicks, which neither has learnt.
+6. Promoted, it is announced on `models`: scoring workers and the trainer go over to it.
+
+Killed before 6, it leaves a lineage that nobody follows. Shapes: E events, N clicks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from model.checkpoint import ServingModel, WrittenCheckpoint, read_serving
+from model.settings import ModelSettings
+from stream.clients import producer
+from stream.events import ModelAnnouncement
+from stream.examples import ClickExample
+from stream.sequences import UserState
+from stream.settings import KafkaSettings, StreamSettings
+from trainer.baselines import Events
+from trainer.batch import Stretch, collate
+from trainer.cut import Cut, later
+from trainer.examples import ExampleReader, newest_announcement
+from trainer.gate import Verdict, is_question, judge
+from trainer.learner import Learner
+from trainer.publish import announce, new_lineage, write
+from trainer.settings import GateSettings, RetrainSettings, TrainerSettings
+from trainer.snapshot import take_snapshot
+from trainer.state import read_cut
+from trainer.step import Micro
+
+EVENTS_AT_ONCE = 10_000
+POLL_SECONDS = 0.2
+
+Tell = Callable[[str], None]
+
+
+class RetrainingSettings(NamedTuple):
+    """Every section that a retrain depends on."""
+
+    kafka: KafkaSettings
+    stream: StreamSettings
+    model: ModelSettings
+    trainer: TrainerSettings
+    retrain: RetrainSettings
+    gate: GateSettings
+
+
+class Retrained(NamedTuple):
+    """How a retrain ended, and the announcement that made it live where it was promoted."""
+
+    lineage: str
+    verdict: Verdict
+    announcement: ModelAnnouncement | None
+
+
+def run_retrain(settings: RetrainingSettings, *, checkpoints: Path, stop: threading.Event, tell: Tell) -> Retrained:
+    """From `sequences` to a verdict; `tell` hears what is going on. With `stop` set it ends early, undecided."""
+    # 1.
+    snapshot = take_snapshot(settings.kafka, settings.stream)
+    tell(f"{len(snapshot.states):,} users")
+    # 2.
+    learner = Learner(settings.model, settings.trainer)
+    train(learner, list(snapshot.states.values()), settings.retrain, stop=stop, tell=tell)
+    # 3.
+    cut = _catch_up(learner, settings, snapshot.cut, stop=stop)
+    tell(f"caught up with {learner.examples_trained:,} examples")
+    # 4.
+    lineage = new_lineage()
+    written = write(learner, cut, root=checkpoints, lineage=lineage, version=1)
+    # 5.
+    verdict = _meet_the_gate(written, cut, settings, stop=stop)
+    tell(f"{verdict.status}: {verdict.reason}")
+    # 6.
+    announcement = _promote(written, settings.kafka) if verdict.status == "promoted" else None
+    return Retrained(lineage, verdict, announcement)
+
+
+def train(
+    learner: Learner, states: Sequence[UserState], settings: RetrainSettings, *, stop: threading.Event, tell: Tell
+) -> None:
+    """Passes over all users until there were enough of them, time is up or `stop` is set."""
+    for events in _in_time_order(learner, states):
+        learner.catalogue.count_clicks(events.target_N)
+        learner.prequential.learn(events)
+    learner.optimiser.learning_rate = settings.learning_rate
+    stretches = [Stretch(state.items, (1.0,) * len(state.items)) for state in states if len(state.items) > 1]
+    ends_at = time.monotonic() + settings.max_seconds
+    for epoch in range(settings.epochs):
+        losses = []
+        for batch in _batches(stretches, settings.batch_users, learner.rng):
+            if stop.is_set() or time.monotonic() > ends_at:
+                break
+            windows = [learner.readable(stretch) for stretch in batch]
+            losses.append(learner.step(Micro(collate(windows, learner.catalogue.rows_of), None)).loss)
+        if losses:
+            tell(f"pass {epoch + 1} of {settings.epochs}: loss {np.mean(losses):.4f}")
+    learner.optimiser.learning_rate = learner.settings.learning_rate
+
+
+def _in_time_order(learner: Learner, states: Sequence[UserState]) -> Iterator[Events]:
+    """Every click of the snapshot with the item before it, as rows, oldest first: popularity forgets with time."""
+    learner.admit(dict.fromkeys(item for state in states for item in state.items))
+    rows = [learner.catalogue.rows_of(state.items) for state in states if state.items]
+    if not rows:
+        return
+    target_E = np.concatenate(rows)
+    before_E = np.concatenate([np.concatenate(([0], row_N[:-1])) for row_N in rows])
+    time_E = np.concatenate([state.times_ms for state in states if state.items])
+    order_E = np.argsort(time_E, kind="stable")
+    for start in range(0, len(order_E), EVENTS_AT_ONCE):
+        part = order_E[start : start + EVENTS_AT_ONCE]
+        yield Events(before_E[part][:, None], target_E[part])
+
+
+def _batches(stretches: Sequence[Stretch], users: int, rng: np.random.Generator) -> Iterator[list[Stretch]]:
+    order = rng.permutation(len(stretches)).tolist()
+    return ([stretches[index] for index in order[start : start + users]] for start in range(0, len(order), users))
+
+
+def _catch_up(learner: Learner, settings: RetrainingSettings, cut: Cut, *, stop: threading.Event) -> Cut:
+    """Learns what came since the snapshot, in large micro-batches, until there is no more for the moment."""
+    reader = ExampleReader(settings.kafka, announcements_from={})
+    reader.resume(cut)
+    try:
+        while not stop.is_set():
+            read = reader.read(most=settings.trainer.max_batch, timeout_seconds=POLL_SECONDS)
+            if read.examples:
+                learner.learn(read.examples)
+            elif reader.lag() == 0:
+                break
+        return reader.cut
+    finally:
+        reader.close()
+
+
+def _meet_the_gate(
+    written: WrittenCheckpoint, cut: Cut, settings: RetrainingSettings, *, stop: threading.Event
+) -> Verdict:
+    live = newest_announcement(settings.kafka).announcement
+    if live is None:
+        return Verdict("promoted", "no model is live yet", 0, None, None)
+    champion = read_serving(Path(live.path), sha256=live.manifest_sha256)
+    unseen = later(read_cut(Path(live.path)), cut)
+    clicks = _next_clicks(settings, unseen, stop=stop)
+    return judge(champion, _challenger(written), clicks, settings.gate)
+
+
+def _challenger(written: WrittenCheckpoint) -> ServingModel:
+    return read_serving(written.path, sha256=written.manifest_sha256)
+
+
+def _next_clicks(settings: RetrainingSettings, unseen: Cut, *, stop: threading.Event) -> list[ClickExample]:
+    """Clicks behind both cuts, until there are enough to judge by or the wait is over."""
+    reader = ExampleReader(settings.kafka, announcements_from={})
+    reader.resume(unseen)
+    clicks: list[ClickExample] = []
+    ends_at = time.monotonic() + settings.gate.wait_seconds
+    try:
+        while len(clicks) < settings.gate.min_events and time.monotonic() < ends_at and not stop.is_set():
+            read = reader.read(most=settings.trainer.max_batch, timeout_seconds=POLL_SECONDS)
+            clicks += (one for one in read.examples if isinstance(one, ClickExample) and is_question(one))
+    finally:
+        reader.close()
+    return clicks
+
+
+def _promote(written: WrittenCheckpoint, kafka: KafkaSettings) -> ModelAnnouncement:
+    with producer(kafka) as sender:
+        return announce(sender, kafka, written)
