@@ -1,7 +1,8 @@
 """Installs this project, editable, with the extras named, at the pinned versions, into the environment it runs in.
 
 By uv, which takes seconds where pip takes minutes; uv is told what pip is configured with, for some machines configure
-only pip. Where uv cannot do it, pip does. With TORCH=cpu (or cu128, ...) uv picks that build of torch.
+only pip. Bytecode is compiled here, once: otherwise each of the six processes would, all at the same time, at the first
+start. Where uv cannot do it, pip does. With TORCH=cpu (or cu128, ...) uv picks that build of torch.
 
 `python requirements/install.py .[local-kafka,dev]`
 """
@@ -54,7 +55,7 @@ def install_by_uv(project: str) -> bool:
     backend = ("--torch-backend", torch) if torch else ()
     if subprocess.run([*PIP, "install", "--quiet", UV], check=False).returncode:
         return False
-    command = (sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, *backend)
+    command = (sys.executable, "-m", "uv", "pip", "install", "--compile-bytecode", "--python", sys.executable, *backend)
     pinned = ("--constraints", str(PINS), "--build-constraints", str(PINS), "--editable", project)
     return not subprocess.run(
         [*command, *pinned], env=uv_environment(pip_settings(), os.environ), check=False

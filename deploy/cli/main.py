@@ -17,8 +17,11 @@ BAD_USAGE = 2
 
 COMMANDS = {
     "up": "deploy.cli.up:up",
+    "run": "deploy.cli.run:run",
+    "retrain": "deploy.cli.retrain:retrain",
     "kafka": "deploy.cli.kafka:app",
     "topics": "deploy.cli.topics:app",
+    "accounts": "deploy.cli.accounts:accounts",
     "produce": "deploy.cli.produce:produce",
     "replay": "deploy.cli.replay:replay",
     "watch": "deploy.cli.watch:watch",

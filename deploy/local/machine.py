@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -24,13 +25,13 @@ from stream.topics import CLICKS, IMPRESSIONS
 
 KAFKA = "kafka"
 AUDIENCE = "audience"
+KAFKA_STOP_SECONDS = 2.0
 
 
 class Machine:
     """Starts and stops in order, and never what it did not start: a broker that ran before goes on running.
 
-    `arguments` are the options of the command line, which every process gets too; `tell` hears what people should
-    know.
+    `arguments` are options before the command that every process gets too; `tell` hears what people should know.
     """
 
     def __init__(self, settings: Settings, *, arguments: Sequence[str], tell: Callable[[str], None]) -> None:
@@ -107,7 +108,7 @@ class Machine:
 
     def kafka_news(self) -> str:
         """What the broker that is being started does just now: fetching takes a while on the first day."""
-        return f"Kafka: {last_line(self._supervisor.log_of(KAFKA))}"
+        return f"starting Kafka: {last_line(self._supervisor.log_of(KAFKA))}"
 
     def applications_work(self) -> bool:
         """Whether every process answers and every consumer group has its partitions."""
@@ -129,7 +130,7 @@ class Machine:
 
     def ledger(self) -> Ledger:
         """How many messages there are, and what became of them."""
-        return read_ledger(self.settings.kafka, self._offsets)
+        return read_ledger(self.settings.kafka)
 
     def start_audience(self) -> None:
         """Lets the simulated audience in."""
@@ -138,7 +139,7 @@ class Machine:
 
     def stop_audience(self) -> Produced:
         """Sends the audience home and gives what it had produced."""
-        self._supervisor.stop([AUDIENCE])
+        self._supervisor.stop([AUDIENCE], within_seconds=self.settings.supervisor.stop_seconds)
         return msgspec.json.decode(produced_file(self.settings.state.directory).read_bytes(), type=Produced)
 
     def tend(self) -> None:
@@ -153,12 +154,14 @@ class Machine:
 
     def stop(self) -> None:
         """Stops the applications, then Kafka, if it was started here."""
-        started_kafka = any(state.name == KAFKA for state in self.states)
+        deadline = time.monotonic() + self.settings.supervisor.stop_seconds
+        names = [state.name for state in self.states]
+        applications = [name for name in names if name != KAFKA]
+        self._supervisor.stop(applications, within_seconds=deadline - time.monotonic() - KAFKA_STOP_SECONDS)
         if self._sampler is not None:
             self._sampler.stop()
-        self._supervisor.stop([state.name for state in self.states if state.name != KAFKA])
-        if started_kafka:
-            self._supervisor.stop([KAFKA])
+        if KAFKA in names:
+            self._supervisor.stop([KAFKA], within_seconds=max(KAFKA_STOP_SECONDS, deadline - time.monotonic()))
             LocalKafka(self.settings.kafka_directory).kill()
 
     def _use_kafka(self, bootstrap_servers: str) -> None:

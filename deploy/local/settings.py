@@ -22,9 +22,9 @@ class SupervisorSettings(Section):
     """Longest such wait, in seconds."""
     good_while_seconds: Annotated[float, Field(gt=0.0)] = 60.0
     """A process that ran so long, in seconds, starts with the first wait again when it dies."""
-    stop_seconds: Annotated[float, Field(gt=0.0)] = 5.0
-    """How long the applications may take to stop, and after them Kafka, in seconds; then they are killed, and that
-    is said.
+    stop_seconds: Annotated[float, Field(gt=0.0)] = 9.0
+    """How long everything may take to stop, in seconds: first the applications, then Kafka. What has not stopped by
+    then is killed, and that is said.
     """
     catch_up_seconds: Annotated[float, Field(gt=0.0)] = 30.0
     """How long `up --seconds` waits at its end for the outcome of every message, in seconds."""
@@ -37,7 +37,7 @@ class SupervisorSettings(Section):
 
 
 class AudienceSettings(Section):
-    """The simulated audience: 360 titles in twelve categories, users with tastes, series watched part by part."""
+    """The simulated audience: 240 titles in twelve categories, users with tastes, series watched part by part."""
 
     users: Annotated[int, Field(ge=1, le=1_000_000)] = 300
     """How many there are."""

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from deploy.local.child import BackOff, Child
 from deploy.local.settings import SupervisorSettings
 
+KILL_SECONDS = 5.0
 State = Literal["running", "waiting"]
 
 
@@ -96,17 +97,17 @@ class Supervisor:
         if child is not None:
             child.kill(because=because)
 
-    def stop(self, names: Iterable[str] | None = None) -> list[str]:
-        """Asks processes (all of them where none is named) to end and waits; returns those that had to be killed.
-
-        They are asked all at once, so the bound is one `supervisor.stop_seconds` for all of them.
-        """
-        stopping = [self._kept.pop(name) for name in list(names or self._kept) if name in self._kept]
+    def stop(self, names: Iterable[str], *, within_seconds: float) -> list[str]:
+        """Asks processes to end, all at once, and waits; returns those that had to be killed because they did not."""
+        stopping = [self._kept.pop(name) for name in names]
         children = {kept.program.name: kept.child for kept in stopping if kept.child is not None}
         for child in children.values():
             child.terminate()
-        deadline = self._clock() + self._settings.stop_seconds
-        return [name for name, child in children.items() if not self._ends(name, child, deadline)]
+        deadline = self._clock() + within_seconds
+        killed = [name for name, child in children.items() if child.wait(deadline - self._clock()) is None]
+        for name in killed:
+            self._kill(name, children[name], because=f"it did not stop within {within_seconds:.1f} s")
+        return killed
 
     def states(self) -> list[ProcessState]:
         """Every program in the order in which they were started; safe to call from any thread."""
@@ -132,14 +133,10 @@ class Supervisor:
         kept.reason = reason
         self._tell(f"{kept.program.name}: {reason}; starting again in {kept.back_off.wait_seconds:g} s")
 
-    def _ends(self, name: str, child: Child, deadline: float) -> bool:
-        if child.wait(deadline - self._clock()) is not None:
-            return True
-        reason = f"it did not stop within {self._settings.stop_seconds:g} s"
-        child.kill(because=reason)
-        child.wait(self._settings.stop_seconds)
-        self._tell(f"{name}: killed, because {reason}")
-        return False
+    def _kill(self, name: str, child: Child, *, because: str) -> None:
+        child.kill(because=because)
+        child.wait(KILL_SECONDS)
+        self._tell(f"{name}: killed, because {because}")
 
 
 def _state(kept: Kept) -> ProcessState:

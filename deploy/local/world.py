@@ -23,7 +23,7 @@ from stream.events import Item
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-FOCUS = 3.5  # in units of log-odds, as all tastes: the category that a session is about
+FOCUS = 4.5  # in units of log-odds, as all tastes: the category that a session is about
 NEXT_PART = 3.5
 TASTE_SPREAD = 1.0
 QUALITY_SPREAD = 0.7

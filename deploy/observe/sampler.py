@@ -20,6 +20,7 @@ from deploy.settings import Settings
 from stream.topics import CLICKS, IMPRESSIONS, RECOMMENDATIONS, REQUESTS
 
 PERIOD_SECONDS = 1.0
+STOP_SECONDS = 1.0
 RATED = (CLICKS, IMPRESSIONS, REQUESTS, RECOMMENDATIONS)
 EXAMPLES_TRAINED = "sasrec_examples_trained_total"
 HIT_RATE = "sasrec_prequential_hr10"
@@ -68,11 +69,12 @@ class Sampler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends after the look under way."""
+        """Ends after the look under way; where that takes too long, it is left to end with the process."""
         self._stop.set()
-        self._thread.join()
-        self._tail.close()
-        self._offsets.close()
+        self._thread.join(STOP_SECONDS)
+        if not self._thread.is_alive():
+            self._tail.close()
+            self._offsets.close()
 
     def _run(self) -> None:
         while not self._stop.wait(PERIOD_SECONDS):

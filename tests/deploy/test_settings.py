@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from deploy.cli.settings import settings_document
+from deploy.local.demo import DEFAULTS, demo_environment
 from deploy.settings import FILE_VARIABLE, Settings, dotted_keys, load_settings
 
 
@@ -134,3 +135,16 @@ def test_the_printed_defaults_load_back_to_the_defaults(empty_folder: Path) -> N
     printed = write(empty_folder / "own.toml", uncommented(settings_document(Settings())))
 
     assert load_settings(printed) == Settings()
+
+
+def test_the_demo_learns_faster_unless_somebody_has_said_how_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in demo_environment(load_settings(trainer={"min_batch": 99})).items():
+        monkeypatch.setenv(name, value)
+
+    trainer = load_settings(trainer={"min_batch": 99}).trainer
+
+    assert (trainer.min_batch, trainer.replay_share, trainer.metric_window) == (99, 5.0, 1_000)
+
+
+def test_every_default_of_the_demo_is_a_setting() -> None:
+    assert set(DEFAULTS) <= set(dotted_keys())

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 import pytest
@@ -10,7 +8,6 @@ import pytest
 from deploy.local.ledger import read_ledger
 from deploy.local.summary import Ledger, Run, summarise, words
 from deploy.local.supervisor import ProcessState
-from deploy.observe.offsets import Offsets
 from deploy.observe.snapshot import Latency, Snapshot
 from stream.clients import producer
 from stream.dead_letters import OFFSET, PARTITION, TOPIC
@@ -120,9 +117,7 @@ def test_only_what_came_in_this_run_is_judged() -> None:
 
 
 @pytest.mark.broker
-def test_the_ledger_counts_messages_states_and_dead_letters(
-    kafka: KafkaSettings, wait_until: Callable[[Callable[[], Any]], Any]
-) -> None:
+def test_the_ledger_counts_messages_states_and_dead_letters(kafka: KafkaSettings) -> None:
     older = UserState(clicks_applied=1)
     newer = UserState(clicks_applied=2, accounts=Accounts(clicks_duplicate=1, clicks_late=1, impressions=2))
     where = [(TOPIC, kafka.topic(CLICKS).encode()), (PARTITION, b"0"), (OFFSET, b"7")]
@@ -134,11 +129,9 @@ def test_the_ledger_counts_messages_states_and_dead_letters(
         for _ in range(2):
             sent.send(kafka.topic(CLICKS + DEAD_LETTER_SUFFIX), key=b"user-1", value=b"?", headers=where)
         sent.flush()
-        offsets = Offsets(kafka)
 
-        ledger = read_ledger(kafka, offsets)
+    ledger = read_ledger(kafka)
 
-        offsets.close()
     assert ledger == Ledger(
         written={CLICKS: 6, IMPRESSIONS: 0},
         accounted={CLICKS: 5, IMPRESSIONS: 2},

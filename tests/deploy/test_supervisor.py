@@ -40,6 +40,10 @@ def python(name: str, code: str) -> Program:
     return Program(name, name, (sys.executable, "-I", "-c", code))
 
 
+def stop_all(supervisor: Supervisor, *, within_seconds: float = 60.0) -> list[str]:
+    return supervisor.stop([state.name for state in supervisor.states()], within_seconds=within_seconds)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -51,7 +55,7 @@ def supervisor(tmp_path: Path, clock: Clock) -> Iterator[Supervisor]:
     yield made
     for state in made.states():
         made.restart(state.name, because="the test is over")
-    made.stop()
+    stop_all(made)
 
 
 def state(supervisor: Supervisor, name: str) -> ProcessState:
@@ -140,7 +144,7 @@ def test_stopping_is_a_clean_end_and_nothing_is_started_again(
     wait_until(lambda: all((tmp_path / f"{name}.log").read_text() for name in ("stream", "scoring")))
     pids = [one.pid for one in supervisor.states()]
 
-    killed = supervisor.stop()
+    killed = stop_all(supervisor)
     supervisor.tend()
 
     assert killed == []
@@ -149,19 +153,19 @@ def test_stopping_is_a_clean_end_and_nothing_is_started_again(
 
 
 def test_one_that_will_not_stop_is_killed_after_the_bound_and_named(tmp_path: Path, wait_until: Wait) -> None:
-    supervisor = Supervisor(SupervisorSettings(stop_seconds=0.2), logs=tmp_path)
+    supervisor = Supervisor(SupervisorSettings(), logs=tmp_path)
     supervisor.start(python("stream", STUBBORN))
     supervisor.start(python("scoring", ORDERLY))
     wait_until(lambda: all((tmp_path / f"{name}.log").read_text() for name in ("stream", "scoring")))
 
-    assert supervisor.stop() == ["stream"]
+    assert stop_all(supervisor, within_seconds=3.0) == ["stream"]
 
 
 def test_what_was_not_started_here_is_left_alone(supervisor: Supervisor, tmp_path: Path) -> None:
     other = Child(python("other", ENDLESS).command, log=tmp_path / "other.log")
     supervisor.start(python("stream", ENDLESS))
 
-    supervisor.stop()
+    stop_all(supervisor)
 
     assert other.ended() is None
     other.kill(because="the test is over")
