@@ -111,8 +111,8 @@ class Machine:
         return f"starting Kafka: {last_line(self._supervisor.log_of(KAFKA))}"
 
     def applications_work(self) -> bool:
-        """Whether every process answers and every consumer group has its partitions."""
-        if self.look is None:
+        """Whether every process answers, the trainer has its network, and every consumer group its partitions."""
+        if self.look is None or self.look.snapshot.examples_trained is None:
             return False
         names = {state.name for state in self.states if state.kind != KAFKA}
         try:
