@@ -100,7 +100,7 @@ def _refuse_without_scheduler(engine: Engine, retrain_id: int) -> None:
 def words(retrain: Retrain) -> str:
     """One line for people."""
     said = f"retrain {retrain.id}: {retrain.status}"
-    if retrain.judged_events is not None:
+    if retrain.ndcg_challenger is not None and retrain.ndcg_champion is not None:
         said += (
             f" on {retrain.judged_events} events, NDCG@10 {retrain.ndcg_challenger:.4f} "
             f"against {retrain.ndcg_champion:.4f} of the live model"

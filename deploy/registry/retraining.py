@@ -1,4 +1,4 @@
-"""Performs a full retrain and writes down what came of it."""
+"""Performs a full retrain, writes down what came of it, and prunes what is past."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from deploy.registry.pruning import prune_past_lineages
 from deploy.registry.registry import Outcome, finish_retrain, now_ms, record_version
 from deploy.registry.tables import VersionStatus
 from deploy.settings import Settings
@@ -32,6 +33,7 @@ def perform_retrain(
         raise
     _record_challenger(engine, settings.checkpoints, retrained)
     finish_retrain(engine, retrain_id, outcome_of(retrained), at_ms=now_ms())
+    prune_past_lineages(engine, settings.checkpoints, at_ms=now_ms())
 
 
 def outcome_of(retrained: Retrained) -> Outcome:

@@ -1,4 +1,4 @@
-"""The scheduler process: asks for the full retrain by the clock, runs what is asked for, prunes what is past.
+"""The scheduler process: asks for the full retrain by the clock, and runs what is asked for.
 
 A retrain runs in an operating-system process of its own, one at a time: its memory goes with it, a crash of it leaves
 the scheduler standing, and it ends with the scheduler.
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 import structlog
 from sqlalchemy import Engine
 
-from deploy.registry.pruning import prune_past_lineages
 from deploy.registry.registry import (
     Outcome,
     fail_interrupted_retrains,
@@ -46,12 +45,10 @@ def run_scheduler(settings: Settings, stop: threading.Event, *, command: Command
     with opened_registry(settings.registry_url) as engine, _clock(settings):
         interrupted = fail_interrupted_retrains(engine, at_ms=now_ms())
         structlog.get_logger().info("scheduler started", cron=settings.retrain.cron, interrupted_retrains=interrupted)
-        prune_past_lineages(engine, settings.checkpoints, at_ms=now_ms())
         while not stop.wait(POLL_SECONDS):
             retrain = take_requested_retrain(engine, at_ms=now_ms())
             if retrain is not None:
                 perform_in_child(engine, retrain.id, command(retrain.id), stop)
-                prune_past_lineages(engine, settings.checkpoints, at_ms=now_ms())
 
 
 def request_by_clock(url: str) -> None:

@@ -24,6 +24,8 @@ from stream.topics import REQUESTS, SEQUENCES
 
 SESSION_TIMEOUT_MS = 6_000
 HEARTBEAT_MS = 2_000
+REBALANCE_TIMEOUT_MS = 15_000
+"""How long the group waits for a member that does not answer; also the longest turn of the worker's loop."""
 COMMIT_TIMEOUT_MS = 1_000
 
 
@@ -63,21 +65,27 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python s
             group_instance_id=member,
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
+            max_poll_interval_ms=REBALANCE_TIMEOUT_MS,
         )
-        self._moved = False
+        self.moving = True
+        """While the group settles whose the partitions are: answering now might answer what another answers, too."""
+        self._assigned = False
         self._next: dict[Source, int] = {}
         self._answer_from: dict[Source, int] = {}
         self._rebuild_to: dict[Source, int] = {}
-        self._consumer.subscribe([kafka.topic(SEQUENCES), kafka.topic(REQUESTS)], listener=self)
+        topics = [kafka.topic(SEQUENCES), kafka.topic(REQUESTS)]
+        for topic in topics:  # known before the group is joined, or the first assignment is empty
+            self._consumer.partitions_for_topic(topic)
+        self._consumer.subscribe(topics, listener=self)
 
     def on_partitions_revoked(self, revoked: list[TopicPartition]) -> None:  # noqa: ARG002 - the base class names it
-        """Runs on the consumer's own thread, so it only takes a note."""
-        self._moved = True
+        """Whose the partitions will be is open from now on. Runs on the consumer's own thread: only takes a note."""
+        self.moving = True
 
     def on_partitions_assigned(self, assigned: list[TopicPartition]) -> None:
         """Nothing is fetched before `rebalanced` has said where to begin. Runs on the consumer's own thread."""
         self._consumer.pause(*assigned)
-        self._moved = True
+        self._assigned = True
 
     def poll(self, *, timeout_seconds: float, limit: int) -> list[tuple[Source, list[Any]]]:
         """The records that arrived, by source and in order; waits no longer than until the first one is there."""
@@ -96,7 +104,7 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python s
         return max(self._next[source], self._answer_from[source])
 
     def rebalanced(self) -> Rebalanced | None:
-        """Call after every poll. After a rebalance, sets where each partition is read from; None where nothing moved.
+        """Call after every poll. Once the group has settled, sets where each partition is read from; else None.
 
         1. what went is forgotten
         2. the committed offsets say what is answered; a partition never committed begins at 0
@@ -104,9 +112,9 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python s
         4. new sequences are read from their start, what we had from where we were
         5. the requests of a partition wait for its sequences
         """
-        if not self._moved:
+        if not self._assigned:
             return None
-        self._moved = False
+        self._assigned = self.moving = False
         ours = {self._source(partition) for partition in self._consumer.assignment()}
         lost = frozenset(self._answer_from.keys() - ours)
         for source in lost:  # 1.

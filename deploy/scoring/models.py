@@ -63,7 +63,7 @@ class Models:
         path = Path(announcement.path)
         try:
             self._serve(path, sha256=announcement.manifest_sha256)
-        except (BrokenCheckpointError, OSError) as error:
+        except BrokenCheckpointError as error:
             _report(error, version=announcement.name)
             older = newest_checkpoint(path.parent, on_broken=_report) if self.live is None else None
             if older is not None:

@@ -66,7 +66,8 @@ def run_worker(settings: Settings, stop: threading.Event, *, member: str | None 
         while not stop.is_set():
             worker.turn(inputs)
             _raise_failure(followers)
-        worker.commit(inputs)
+        if not inputs.moving:
+            worker.commit(inputs)
 
 
 @contextlib.contextmanager
@@ -119,8 +120,10 @@ class ScoringWorker:
 
     def turn(self, inputs: Inputs) -> None:
         """Reads, answers what is due, and commits from time to time."""
-        if len(self._waiting) < READ_AHEAD:
+        if inputs.moving or len(self._waiting) < READ_AHEAD:
             self._read(inputs)  # 1.
+        if inputs.moving:
+            return
         if self._waiting.seconds_left(time.monotonic()) == 0.0:
             self._answer(self._waiting.take())  # 2.
         if time.monotonic() >= self._commit_at_seconds:
@@ -140,8 +143,8 @@ class ScoringWorker:
         inputs.commit(self._answers.done(self._waiting.first_offsets(), inputs.next_offset))  # 4.
 
     def _read(self, inputs: Inputs) -> None:
-        wait_seconds = self._waiting.seconds_left(time.monotonic())
-        room = READ_AHEAD - len(self._waiting)
+        wait_seconds = None if inputs.moving else self._waiting.seconds_left(time.monotonic())
+        room = max(1, READ_AHEAD - len(self._waiting))
         arrived = inputs.poll(timeout_seconds=IDLE_SECONDS if wait_seconds is None else wait_seconds, limit=room)
         moved = inputs.rebalanced()
         if moved is not None:
