@@ -34,7 +34,7 @@ from deploy.replay.player import Pace
 from stream.accounts import read_accounts
 from stream.sequences import UserState
 
-QUICK_ROWS = 20_000
+QUICK_ROWS = 1_000
 DAY_SECONDS = 86_400
 SETTINGS = {
     "attribution_window_seconds": 30 * DAY_SECONDS,
@@ -108,7 +108,7 @@ def join(rows: pa.Table, directory: Path) -> Joined:
     with running_system(directory, stream=SETTINGS) as system:
         began = time.monotonic()
         system.play(rows, pace=Pace(None))
-        system.wait_until_caught_up()
+        system.wait_until_caught_up(["stream", "scoring"])
         return Joined(
             seconds=time.monotonic() - began,
             totals=totals_of_states(newest_states(system.kafka).values()),

@@ -36,6 +36,8 @@ QUICK_ROWS = 20_000
 LONGEST_SEQUENCE = 10_000
 SMALLEST_WINDOW, LARGEST_WINDOW = 1_000, 100_000
 TENTHS = 10
+# Behind by a million messages, a consumer that is well leaves single partitions alone for minutes.
+STALL_SECONDS = 600
 COLUMNS = ("user", "item", "time", "clicked", "propensity", "position", "policy")
 
 Kills = Literal["none", "each in turn"]
@@ -69,7 +71,10 @@ def replay(rows: pa.Table, directory: Path, *, kills: Kills = "none", pace: Pace
     count = sum(len(chosen) for chosen in clicks.values())
     window = min(max(count // TENTHS, SMALLEST_WINDOW), LARGEST_WINDOW)
     with running_system(
-        directory, stream={"max_sequence_length": max_length}, trainer={"metric_window": window}
+        directory,
+        stream={"max_sequence_length": max_length},
+        trainer={"metric_window": window},
+        supervisor={"stall_seconds": STALL_SECONDS},
     ) as system:
         drive = _drive(system, rows, clicks=count, kills=kills, pace=pace)
         return Run(

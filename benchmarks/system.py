@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from deploy.settings import Settings, load_settings
 from stream.settings import KafkaSettings
 
 BROKER = "broker"
+GROUPS = ("stream", "trainer", "scoring")
 PROCESSES = ("stream", "trainer", "scoring", "scheduler")
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
@@ -99,8 +100,8 @@ class System:
             return None
         return {kind: _total(partitions.values()) for kind, partitions in progress.items()}
 
-    def wait_until_caught_up(self) -> None:
-        """Returns when every group has done everything, twice in a row: what one does makes work for another.
+    def wait_until_caught_up(self, groups: Collection[str] = GROUPS) -> None:
+        """Returns when these groups have done everything, twice in a row: what one does makes work for another.
 
         Raises:
             TimeoutError: nothing moved for five minutes.
@@ -109,7 +110,7 @@ class System:
         while quiet < 2:
             time.sleep(_POLL_SECONDS)
             progress = self.progress()
-            is_done = progress is not None and not any(at.lag for at in progress.values())
+            is_done = progress is not None and not any(progress[group].lag for group in groups)
             quiet = quiet + 1 if is_done and progress == before else 0
             if progress != before:
                 before, moved_at = progress, time.monotonic()
@@ -128,9 +129,10 @@ class System:
 
     def stop(self) -> int:
         """Ctrl-C; returns the exit status."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-        return self._process.wait(STOP_SECONDS)
+        with self._process:
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGINT)
+            return self._process.wait(STOP_SECONDS)
 
     def _answers(self, name: str) -> bool:
         running = read_process(self.settings.state.directory, name)
