@@ -84,20 +84,23 @@ class Draft:
             self._see_unnamed(impression)
 
     def serve(self, recommendation: Recommendation) -> Literal["applied", "duplicate", "late"]:
-        """Opens a slate, or completes the one that an impression opened, and closes the surface's former one."""
+        """Opens a slate, or completes the one that an impression opened, and closes the surface's former one.
+
+        Late is a slate that was closed before it became known: what was told of it stands, without propensities.
+        """
         logged = slates.recommended(recommendation)
         known = self._find(logged.request_id)
         if known is not None and known.surface is not None:
             return "duplicate"
-        if logged.request_id in self.closed:
+        if known is not None and known.request_id in self.closed:
+            self.closed[known.request_id] = slates.completed(known, logged)
+            self._release(known.request_id)
             return "late"
-        whole = logged if known is None else slates.completed(known, logged)
-        self.counted["items_late"] += 0 if known is None else len(known.seen) - len(whole.seen)
-        self.open[whole.request_id] = whole
-        self._claim_earlier(whole.request_id)
-        self._release(whole.request_id)
-        for former in [slate for slate in self.open.values() if slate.surface == whole.surface]:
-            if former.request_id != whole.request_id:
+        self.open[logged.request_id] = logged if known is None else self._completed(known, logged)
+        self._claim_earlier(logged.request_id)
+        self._release(logged.request_id)
+        for former in [slate for slate in self.open.values() if slate.surface == logged.surface]:
+            if former.request_id != logged.request_id:
                 self._close(former)
         return "applied"
 
@@ -123,6 +126,11 @@ class Draft:
         else:
             self._teach_click(click, served=slates.served(whole, slot, click.position))
         self._change(slate, slates.with_click(whole, SlateClick(slot, click.at_ms, named)))
+
+    def _completed(self, glimpse: Slate, logged: Slate) -> Slate:
+        whole = slates.completed(slates.without_unnamed(glimpse), logged)
+        self.counted["items_late"] += len(glimpse.seen) - len(whole.seen)
+        return whole
 
     def _see_unnamed(self, impression: Impression) -> None:
         found: dict[str | None, list[SeenItem]] = {}

@@ -72,13 +72,13 @@ def with_items(slate: Slate, items: Sequence[SeenItem]) -> Slate:
 
 
 def completed(glimpse: Slate, logged: Slate) -> Slate:
-    """The logged slate with what was seen of it, and clicked by its name, before its recommendation was read."""
+    """The logged slate with what was seen and clicked of it before its recommendation was read."""
     whole = with_items(logged, [SeenItem(item_id=item_id) for item_id in glimpse.items])
     slot_of = {item_id: slot for slot, item_id in enumerate(whole.items)}
     moved = [slot_of.get(item_id) for item_id in glimpse.items]
     seen = sorted(slot for slot in (moved[slot] for slot in glimpse.seen) if slot is not None)
-    named = [(moved[click.slot], click) for click in glimpse.clicks if click.named]
-    clicks = tuple(replace(click, slot=slot) for slot, click in named if slot is not None)
+    placed = [(moved[click.slot], click) for click in glimpse.clicks]
+    clicks = tuple(replace(click, slot=slot) for slot, click in placed if slot is not None)
     return replace(whole, seen=tuple(seen), clicks=clicks)
 
 
@@ -134,6 +134,11 @@ def with_named_click(slate: Slate, click: ParkedClick) -> Slate:
     if click.item_id not in whole.items:
         return slate
     return with_click(whole, SlateClick(whole.items.index(click.item_id), click.at_ms, named=True))
+
+
+def without_unnamed(slate: Slate) -> Slate:
+    """The slate with only the clicks that named it: whose the others are depends on when it was served."""
+    return replace(slate, clicks=tuple(click for click in slate.clicks if click.named))
 
 
 def without_click(slate: Slate, click: SlateClick) -> Slate:
