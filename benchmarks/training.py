@@ -1,0 +1,215 @@
+"""How many sequences a second does a training step learn, beside the textbook step and beside the machine's own rate?
+
+    .venv/bin/python -m benchmarks.training [--data FILE] [--quick]
+
+The paper's setting for MovieLens-1M: length 200, 2 blocks, 1 head, 50 units, batches of 128, binary cross-entropy with
+one negative, every item of a sequence predicted from those before it. Ours and the step of `benchmarks.textbook` learn
+the same batches in turn, with 1 and 2 threads. The floor is the time of the matrix products alone, without
+padding, attention by half (it is causal), at the rate that this machine reaches for products of these shapes. Then a
+step of every loss, with 256 shared negatives, beside BCE.
+
+`--data` takes a parquet file of (user, item) in time order; without it users have as many items as MovieLens-1M's.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from benchmarks.common import Baseline, Goal, Row, arguments, report, row
+from benchmarks.textbook import TextbookStep
+from model.catalogue import PADDING
+from model.lengths import length_groups
+from model.losses import LOSSES, Positions
+from model.negatives import uniform
+from model.optimiser import RowAdam
+from model.sasrec import SASRec
+from model.settings import ModelSettings
+
+SETTINGS = ModelSettings(max_length=200, units=50, blocks=2, heads=1, dropout=0.2)
+BATCH = 128
+LEARNING_RATE = 1e-3
+SHARED_NEGATIVES = 256
+ROUNDS, QUICK_ROUNDS = 20, 4
+WARM_UP = 2
+LENGTH_DECILES = [18, 24, 33, 44, 66, 96, 135, 190, 280, 400, 2_300]
+"""Items per user of MovieLens-1M, from the shortest to the longest."""
+ITEMS = 3_416
+SYNTHETIC_USERS = 2_000
+
+
+class Batch(NamedTuple):
+    """B users: items and the item that follows each, padded on the left to the full length."""
+
+    row_BT: Tensor
+    target_BT: Tensor
+    length_B: np.ndarray
+
+
+class Ours:
+    """The product's step: groups of similar length, row-wise Adam."""
+
+    def __init__(self, loss: str, *, negatives: tuple[int, ...] | None) -> None:
+        self._loss = LOSSES[loss]
+        self._negatives = negatives
+        self._rng = np.random.default_rng(1)
+        self._sampler = uniform(np.arange(1, ITEMS + 1))
+        self._model = SASRec(SETTINGS, capacity=ITEMS + 1, generator=torch.Generator().manual_seed(1))
+        self._model.reset_rows(np.arange(1, ITEMS + 1), self._rng)
+        self._optimiser = RowAdam(self._model, learning_rate=LEARNING_RATE)
+
+    def __call__(self, batch: Batch) -> None:
+        """Learns a batch; `negatives` of None are one for each position."""
+        parts = [self._encode(batch, group_B) for group_B in length_groups(batch.length_B)]
+        hidden_PD, target_P = (torch.cat(column) for column in zip(*parts, strict=True))
+        shape = (len(target_P), 1) if self._negatives is None else self._negatives
+        positions = Positions(
+            hidden_PD=hidden_PD,
+            target_P=target_P,
+            weight_P=torch.ones(len(target_P)),
+            item_RD=self._model.item_RD,
+            size=ITEMS + 1,
+            negative=self._sampler.draw(shape, self._rng),
+        )
+        torch.autograd.backward(self._loss(positions))
+        self._optimiser.step()
+
+    def _encode(self, batch: Batch, group_B: np.ndarray) -> tuple[Tensor, Tensor]:
+        length = int(batch.length_B[group_B].max())
+        row_BT = batch.row_BT[group_B, -length:]
+        target_BT = batch.target_BT[group_B, -length:]
+        wanted_BT = target_BT != PADDING
+        return self._model(row_BT, rng=self._rng)[wanted_BT], target_BT[wanted_BT]
+
+
+class Textbook:
+    """The baseline's step."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(1)
+        self._rng = np.random.default_rng(1)
+        self._sampler = uniform(np.arange(1, ITEMS + 1))
+        self._step = TextbookStep(SETTINGS, rows=ITEMS + 1, learning_rate=LEARNING_RATE)
+
+    def __call__(self, batch: Batch) -> None:
+        """Learns a batch."""
+        self._step(batch.row_BT, batch.target_BT, self._sampler.draw(tuple(batch.row_BT.shape), self._rng))
+
+
+def main() -> None:
+    """Measures and reports."""
+    parser = arguments("sequences a second of a training step")
+    parser.add_argument("--data", type=Path, help="parquet of (user, item) in time order")
+    options = parser.parse_args()
+    sequences = synthetic_sequences() if options.data is None else read_sequences(options.data)
+    rounds = QUICK_ROUNDS if options.quick else ROUNDS
+    rows = [line for threads in (1, 2) for line in against_textbook(sequences, threads=threads, rounds=rounds)]
+    report("training", [*rows, *between_losses(sequences, rounds=rounds)])
+
+
+def read_sequences(path: Path) -> list[np.ndarray]:
+    """Every user's items as rows 1 to `ITEMS`; rarer ones beyond that are folded onto them."""
+    table = pq.read_table(path)
+    user_N, item_N = (table.column(index).to_numpy() for index in (0, 1))
+    row_N = np.unique(item_N, return_inverse=True)[1] % ITEMS + 1
+    order = np.argsort(user_N, kind="stable")
+    return np.split(row_N[order], np.flatnonzero(np.diff(user_N[order])) + 1)
+
+
+def synthetic_sequences() -> list[np.ndarray]:
+    """Random items; as many of each user as users of MovieLens-1M have."""
+    rng = np.random.default_rng(3)
+    shares = np.linspace(0.0, 1.0, len(LENGTH_DECILES))
+    lengths = np.interp(rng.random(SYNTHETIC_USERS), shares, LENGTH_DECILES).astype(np.int64)
+    return [rng.integers(1, ITEMS + 1, size=length) for length in lengths]
+
+
+def batches(sequences: list[np.ndarray]) -> Iterator[Batch]:
+    """Random users, for ever."""
+    rng = np.random.default_rng(2)
+    while True:
+        chosen = [sequences[user][-SETTINGS.max_length - 1 :] for user in rng.integers(len(sequences), size=BATCH)]
+        whole_BL = np.full((BATCH, SETTINGS.max_length + 1), PADDING)
+        for index, items in enumerate(chosen):
+            whole_BL[index, -len(items) :] = items
+        target_BT = np.where(whole_BL[:, :-1] == PADDING, PADDING, whole_BL[:, 1:])
+        length_B = np.array([len(items) - 1 for items in chosen])
+        yield Batch(torch.from_numpy(whole_BL[:, :-1].copy()), torch.from_numpy(target_BT), length_B)
+
+
+def interleaved(
+    steps: Mapping[str, Callable[[Batch], None]], sequences: list[np.ndarray], *, rounds: int
+) -> dict[str, float]:
+    """Median seconds of each step, all of them on the same batches in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for index, batch in zip(range(rounds + WARM_UP), batches(sequences), strict=False):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(batch)
+            if index >= WARM_UP:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def against_textbook(sequences: list[np.ndarray], *, threads: int, rounds: int) -> list[Row]:
+    """Ours beside the textbook step and beside the floor."""
+    torch.set_num_threads(threads)
+    steps: dict[str, Callable[[Batch], None]] = {"ours": Ours("bce", negatives=None), "textbook": Textbook()}
+    seconds = interleaved(steps, sequences, rounds=rounds)
+    ours, textbook = BATCH / seconds["ours"], BATCH / seconds["textbook"]
+    floor = BATCH / floor_seconds(sequences)
+    unit = "sequences/s"
+    what = f"BCE step, {threads} thread{'s' if threads > 1 else ''}"
+    return [
+        row(what, ours, unit=unit, baseline=Baseline("textbook step", textbook), goal=Goal("at least", 5.0)),
+        row(what, ours, unit=unit, baseline=Baseline("matrix products alone", floor), goal=Goal("at least", 0.25)),
+    ]
+
+
+def floor_seconds(sequences: list[np.ndarray]) -> float:
+    """Time of a batch's matrix products alone, forward and backward (three times forward)."""
+    units = SETTINGS.units
+    length_N = np.minimum([len(items) - 1 for items in sequences], SETTINGS.max_length)
+    dense = 2 * 5 * units**2 * float(length_N.mean())
+    attention = 2 * units * float((length_N.astype(np.float64) ** 2).mean())
+    return 3 * SETTINGS.blocks * BATCH * (dense + attention) / product_rate()
+
+
+def product_rate() -> float:
+    """Floating-point operations a second of a product as the network makes them."""
+    positions, units = BATCH * SETTINGS.max_length, SETTINGS.units
+    left, right = torch.randn(positions, units), torch.randn(units, 3 * units)
+    best = min(_seconds(lambda: left @ right) for _ in range(20))
+    return 2 * positions * units * 3 * units / best
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def between_losses(sequences: list[np.ndarray], *, rounds: int) -> list[Row]:
+    """A step of every loss beside BCE's with one negative."""
+    torch.set_num_threads(1)
+    steps: dict[str, Callable[[Batch], None]] = {"plain": Ours("bce", negatives=None)}
+    steps |= {loss: Ours(loss, negatives=(SHARED_NEGATIVES,)) for loss in LOSSES}
+    seconds = interleaved(steps, sequences, rounds=max(2, rounds // 2))
+    plain = Baseline("BCE, one negative", 1e3 * seconds["plain"])
+    goals = {"cross_entropy": Goal("at most", 1.8)}
+    return [
+        row(f"{loss} step, 1 thread", 1e3 * seconds[loss], unit="ms", baseline=plain, goal=goals.get(loss))
+        for loss in LOSSES
+    ]
+
+
+if __name__ == "__main__":
+    main()
