@@ -398,24 +398,68 @@ def test_a_restart_knows_everybody_and_answers_nothing_twice(
     assert Counter(one.request_id for one in world.slates()) == {"clicks-0-0": 1, "while-down": 1}
 
 
-def test_kill_nine_under_load_loses_no_request_and_answers_none_twice(
+def test_kill_nine_under_load_loses_nothing_and_answers_nothing_twice(
     world: World, settings: Settings, write_model: WriteModel, wait_until: WaitUntil
 ) -> None:
     world.announce(write_model(version=1, items=CATALOGUE_ITEMS))
     pages = [f"page-{number}" for number in range(1_500)]
+    last_clicks = {f"clicks-0-{number}" for number in range(1_450, 1_500)}
+
+    def open_pages(numbers: range) -> None:
+        """Fifty users by turns each click, which may be coalesced, and open a page, which may not."""
+        for number in numbers:
+            world.click(f"user-{number % 50}", number, "item-1", f"item-{number % 39 + 2}")
+            world.request(f"user-{number % 50}", pages[number], k=3)
+
     for kills in range(2):
         with process(settings, "the-worker") as child:
-            for number, page in enumerate(pages[kills * 500 : kills * 500 + 500]):
-                world.request(f"user-{number % 50}", page, k=3)
-            answered = len(world.slates())
-            wait_until(functools.partial(world.has_more_slates_than, answered))
+            open_pages(range(kills * 500, kills * 500 + 500))
+            wait_until(functools.partial(world.has_more_slates_than, len(world.slates())))
             os.kill(child.pid, signal.SIGKILL)
-    for number, page in enumerate(pages[1_000:]):
-        world.request(f"user-{number % 50}", page, k=3)
+    open_pages(range(1_000, 1_500))
     with running(settings, member="the-worker"):
-        wait_until(lambda: {slate.request_id for slate in world.slates()} >= set(pages))
+        wait_until(lambda: {slate.request_id for slate in world.slates()} >= last_clicks.union(pages))
 
-    assert Counter(slate.request_id for slate in world.slates()) == dict.fromkeys(pages, 1)
+    assert set(Counter(slate.request_id for slate in world.slates()).values()) == {1}
+
+
+def test_a_given_checkpoint_serves_whatever_is_announced(
+    world: World, settings: Settings, write_model: WriteModel, wait_until: WaitUntil
+) -> None:
+    given, announced = (write_model(version=number, items=CATALOGUE_ITEMS) for number in (1, 2))
+    world.announce(announced)
+    fixed = settings.scoring.model_copy(update={"checkpoint": given.path})
+    with running(settings.model_copy(update={"scoring": fixed})):
+        world.request("ann", "page")
+        slate = wait_until(lambda: world.answers("page"))["page"]
+
+    assert slate.model_version == "first/1"
+
+
+def test_a_given_checkpoint_that_is_broken_ends_the_worker_and_is_named(
+    kafka: KafkaSettings, settings: Settings, write_model: WriteModel
+) -> None:
+    broken = truncate(write_model(version=1, items=CATALOGUE_ITEMS))
+    fixed = settings.scoring.model_copy(update={"checkpoint": broken.path})
+
+    with pytest.raises(ValueError, match=r"model\.safetensors has \d+ bytes instead of"):
+        run_worker(settings.model_copy(update={"scoring": fixed}), threading.Event())
+
+
+def test_an_item_that_cannot_be_read_goes_to_the_dead_letters_and_stays_as_it_was(
+    world: World, settings: Settings, write_model: WriteModel, wait_until: WaitUntil
+) -> None:
+    world.announce(write_model(version=1, items=CATALOGUE_ITEMS))
+    bad = {b"not json": "malformed", b'{"item_id":""}': "invalid", b'{"item_id":"item-9","available":false}': "key"}
+    for number, value in enumerate(bad):
+        world.send_raw(ITEMS, f"item-{number}".encode(), value)
+    with running(settings):
+        world.request("stranger", "page", k=40)
+        slate = wait_until(lambda: world.answers("page"))["page"]
+
+    letters = read_all(world.kafka, ITEMS + DEAD_LETTER_SUFFIX)
+    assert {letter.value: dict(letter.headers)[EXCEPTION].decode() for letter in letters} == bad
+    assert len(slate.items) == 40
 
 
 def test_two_workers_share_the_users_and_one_takes_over_all(
