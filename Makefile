@@ -4,7 +4,7 @@
 #   make demo SECONDS=60      the same for a minute, then a summary and a verdict
 #   make test                 every test, those with the real Kafka included
 #   make check                format, lint, import contracts, types
-#   make pins                 new pinned versions; commit the result
+#   make pins [UPGRADE=1]     pin what pyproject.toml asks for now, or the newest of everything; commit the result
 #   make clean                back to a fresh clone
 #
 # Variables:
@@ -18,6 +18,7 @@ PYTHON ?= python3
 TORCH ?=
 SECONDS ?=
 TESTS ?=
+UPGRADE ?=
 
 venv := .venv
 bin := $(venv)/bin
@@ -45,8 +46,8 @@ check: $(venv)/.tests
 
 # Every dependency of every extra, for every platform and Python, each at one version.
 pins: $(venv)/.tests
-	$(bin)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade --quiet \
-		--no-annotate --no-header --output-file requirements/pins.txt
+	$(bin)/uv pip compile pyproject.toml requirements/tools.in --all-extras --universal --python-version 3.11 \
+		$(if $(UPGRADE),--upgrade) --quiet --no-annotate --no-header --output-file requirements/pins.txt
 
 clean:
 	-@test ! -x $(bin)/sasrec-stream || $(bin)/sasrec-stream kafka stop

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-UV = "uv==0.13.9"
 PINS = Path(__file__).with_name("pins.txt")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
@@ -53,7 +52,7 @@ def install_by_uv(project: str) -> bool:
     """Whether it worked."""
     torch = os.environ.get("TORCH")
     backend = ("--torch-backend", torch) if torch else ()
-    if subprocess.run([*PIP, "install", "--quiet", UV], check=False).returncode:
+    if subprocess.run([*PIP, "install", "--quiet", "--constraint", str(PINS), "uv"], check=False).returncode:
         return False
     command = (sys.executable, "-m", "uv", "pip", "install", "--compile-bytecode", "--python", sys.executable, *backend)
     pinned = ("--constraints", str(PINS), "--build-constraints", str(PINS), "--editable", project)
