@@ -16,9 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from model.catalogue import PADDING
+from model.lengths import length_groups
 from stream.examples import ClickExample
-
-LENGTH_STEP = 8
 
 
 class Chain(NamedTuple):
@@ -99,11 +98,9 @@ def collate(stretches: Iterable[Stretch], rows_of: Callable[[Sequence[str]], np.
 
     Positions without weight are no targets: what teaches nothing costs nothing.
     """
-    by_length: dict[int, list[Stretch]] = {}
-    for stretch in stretches:
-        steps = -(-(len(stretch.items) - 1) // LENGTH_STEP)
-        by_length.setdefault(steps, []).append(stretch)
-    return [_group(by_length[steps], rows_of) for steps in sorted(by_length)]
+    known = [stretch for stretch in stretches if len(stretch.items) > 1]
+    groups = length_groups(np.array([len(stretch.items) - 1 for stretch in known], dtype=np.int64))
+    return [_group([known[index] for index in group.tolist()], rows_of) for group in groups]
 
 
 def _group(stretches: Sequence[Stretch], rows_of: Callable[[Sequence[str]], np.ndarray]) -> Group:
@@ -128,8 +125,7 @@ def by_length(row_NT: Int[np.ndarray, "N T"]) -> Iterator[tuple[Int[np.ndarray, 
     """
     width = row_NT.shape[1]
     is_item_NT = row_NT != PADDING
-    length_N = np.where(is_item_NT.any(axis=1), width - is_item_NT.argmax(axis=1), 0)
-    step_N = -(-length_N // LENGTH_STEP)
-    for step in np.unique(step_N[step_N > 0]).tolist():
-        index_P = np.flatnonzero(step_N == step)
-        yield index_P, row_NT[index_P, max(0, width - step * LENGTH_STEP) :]
+    index_N = np.flatnonzero(is_item_NT.any(axis=1))
+    length_N = width - is_item_NT[index_N].argmax(axis=1)
+    for group in length_groups(length_N):
+        yield index_N[group], row_NT[index_N[group], width - length_N[group].max() :]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 
 from model.catalogue import PADDING, Catalogue
-from model.negatives import uniform
+from model.negatives import Sampler, by_popularity, uniform
 from model.optimiser import RowAdam
 from model.ranking import rank_of
 from model.sasrec import SASRec
@@ -152,8 +152,14 @@ class Learner:
         """One optimiser step on what is ready; rows of all its items exist."""
         if len(self.catalogue) == 0:
             return Stepped(0.0, 0.0)
-        sampler = uniform(self.catalogue.live_rows())
-        return self._step(micro, sampler=sampler, size=self.catalogue.size, rng=self.rng)
+        return self._step(micro, sampler=self._sampler(), size=self.catalogue.size, rng=self.rng)
+
+    def _sampler(self) -> Sampler:
+        row_N = self.catalogue.live_rows()
+        if self.settings.negative_popularity == 0.0:
+            return uniform(row_N)
+        clicks_N = self.catalogue.recent_click_counts()[row_N]
+        return by_popularity(row_N, clicks_N, alpha=self.settings.negative_popularity)
 
     def admit(self, item_ids: Iterable[str]) -> None:
         """Gives every item a row; new rows begin afresh in the network, the optimiser and the baselines."""
@@ -170,7 +176,7 @@ class Learner:
             self.prequential.forget(fresh)
 
     def _admit(self, clicks: Sequence[ClickExample]) -> None:
-        self.admit(item for click in clicks for item in (*click.context, click.item_id))
+        self.admit(dict.fromkeys(item for click in clicks for item in (*click.context, click.item_id)))
         last_N = self.catalogue.rows_of(click.context[-1] if click.context else "" for click in clicks)
         events = Events(last_N[:, None], self.catalogue.rows_of(click.item_id for click in clicks))
         self.catalogue.count_clicks(events.target_N)

@@ -16,6 +16,8 @@ class TrainerSettings(Section):
     """What a click against the catalogue costs: BPR with sampled negatives, BCE (the paper) or full cross-entropy."""
     negatives: Annotated[int, Field(ge=1, le=100_000)] = 256
     """Items drawn as negatives for a micro-batch (bpr, bce)."""
+    negative_popularity: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Negatives are drawn in proportion to (recent clicks + 1) to this power: 0 is uniform over the catalogue."""
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
     """Adam's step size."""
     gradient_norm: Annotated[float, Field(gt=0.0)] = 5.0

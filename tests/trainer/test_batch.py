@@ -126,7 +126,7 @@ def test_collating_loses_no_item_and_pads_on_the_left(lengths: list[int], weight
         assert (group.row_BT[:, -1] != PADDING).all()
         assert (group.target_BT[:, :-1] == PADDING).all()
         assert (group.weight_BT[:, -1] == weight).all()
-        assert group.row_BT.shape[1] - int((group.row_BT != PADDING).sum(dim=1).min()) < 8
+        assert (group.row_BT[:, 0] != PADDING).any()
 
 
 def test_a_click_without_weight_is_no_target() -> None:
