@@ -16,8 +16,8 @@ from yarl import URL
 from stream import chunks
 from stream.admin import require_topics
 from stream.batches import BatchProducer
-from stream.debts import Waiting, read_debt
 from stream.folding import SOURCES
+from stream.reading import Reader
 from stream.settings import KafkaSettings, StreamSettings
 from stream.store import ROCKSDB_OPTIONS, StateStore
 from stream.topics import SEQUENCES
@@ -149,31 +149,4 @@ def add_agent(app: faust.App, kafka: KafkaSettings, make_worker: Callable[[], St
 
     @app.agent(inputs, name="stream")  # type: ignore[untyped-decorator] # Faust has no types
     async def agent(stream: Any) -> None:  # noqa: ANN401 - Faust's stream
-        await consume(stream, app, kafka, make_worker())
-
-
-async def consume(stream: Any, app: faust.App, kafka: KafkaSettings, worker: StreamWorker) -> None:  # noqa: ANN401
-    """Hands every chunk of the stream to the worker, those first that were under way when a former one died."""
-    generation, waiting = None, Waiting()
-    async for event in stream.noack().events():
-        if app.consumer_generation_id != generation:
-            generation, waiting = app.consumer_generation_id, Waiting()
-        partition = event.message.partition
-        if not waiting.knows(partition):
-            waiting.owe(partition, await read_debt(kafka, partition, app.consumer.finished()))
-        admitted = waiting.admit(event)
-        if not admitted:
-            # A rebalance must not wait for what waits itself; it is fetched again then.
-            app.consumer.unacked.discard(event.message)
-        for ready in admitted:
-            await _finish(ready, app, worker)
-
-
-async def _finish(event: Any, app: faust.App, worker: StreamWorker) -> None:  # noqa: ANN401
-    message = event.message
-    if message.generation_id != app.consumer_generation_id:
-        return
-    if not app.consumer.is_next(message.tp, message.value):
-        raise RuntimeError(f"{message.tp} was read with a gap before {message.value.first}; start again")
-    await worker.handle(message.tp, message.value)
-    event.ack()
+        await Reader(app, kafka, make_worker()).read(stream)

@@ -24,6 +24,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
+from aiokafka import TopicPartition
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -59,6 +60,14 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # Fau
         consumer._isolation_level = "read_committed"  # noqa: SLF001 - Faust has no setting for it
         return consumer
 
+    def has_more(self, tp: TP) -> bool:
+        """Whether the broker has committed records that were not taken from the fetcher, or has not said."""
+        assignment = self._ensure_consumer()._subscription.subscription.assignment  # noqa: SLF001 - see above
+        state = None if assignment is None else assignment.state_value(TopicPartition(*tp))
+        if state is None or state.lso is None or not state.has_valid_position:
+            return True
+        return bool(state.position < state.lso)
+
 
 class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
     """Keeps, per partition of an input topic, where the next fetch begins and how far everything is finished."""
@@ -76,6 +85,22 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
     def is_next(self, tp: TP, chunk: Chunk[Any]) -> bool:
         """Whether all before the chunk is finished; it may overlap with what is."""
         return chunk.first <= self._finished[tp]
+
+    def has_more(self, tp: TP, read: int | None) -> bool:
+        """Whether records wait behind offset `read` (None: behind what is finished), here or on the broker.
+
+        Also true as long as the broker has not said.
+        """
+        fetched = self._fetched.get(tp, 0)
+        return fetched > (self._finished.get(tp, 0) if read is None else read) or self._thread.has_more(tp)
+
+    def hold(self, message: Any) -> None:  # noqa: ANN401 - Faust's message
+        """Lets a rebalance wait for the message, which is being handled."""
+        self._unacked_messages.add(message)
+
+    def release(self, message: Any) -> None:  # noqa: ANN401 - Faust's message
+        """Lets a rebalance go on without the message: what is not finished is fetched again."""
+        self._unacked_messages.discard(message)
 
     async def perform_seek(self) -> None:
         """Goes back to the committed offsets; what was fetched and not finished comes again."""

@@ -1,4 +1,4 @@
-"""A chunk of raw records folded into the states of its users: everything a chunk leads to, before anything is sent."""
+"""Raw records folded into the states of their users: everything they lead to, before anything is sent."""
 
 from __future__ import annotations
 
@@ -35,69 +35,68 @@ class Source(NamedTuple):
 
 
 SOURCES = {
-    CLICKS: Source(Click, apply_click),
-    IMPRESSIONS: Source(Impression, apply_impression),
     RECOMMENDATIONS: Source(Recommendation, apply_recommendation),
+    IMPRESSIONS: Source(Impression, apply_impression),
+    CLICKS: Source(Click, apply_click),
 }
-"""The input topics, by their names without the prefix."""
+"""The input topics, by their names without the prefix. In this order those of one millisecond are folded in."""
 
 
-class FoldedChunk(NamedTuple):
+class FoldedBatch(NamedTuple):
     """What is to be sent and written, in the order of the records."""
 
     examples: list[Example]
-    dead_letters: list[DeadLetter]
+    dead_letters: dict[str, list[DeadLetter]]
+    """By the full name of the topic they came from."""
     states: Mapping[bytes, bytes]
-    """By key, of every user whom the chunk changed."""
-    outcomes: Counter[Outcome]
-    reasons: Counter[Reason]
+    """By key, of every user whom the records changed."""
+    outcomes: Counter[tuple[str, Outcome]]
+    """By topic without the prefix."""
+    reasons: Counter[tuple[str, Reason]]
 
 
 _Readable = tuple[bytes, Any, Arrival]
 """Key, event, arrival: a plain tuple, because every event makes one."""
 
 
-class Folder(NamedTuple):
-    """Folds chunks by these settings; where states are read and what time it is are arguments."""
+class Folder:
+    """Folds records by these settings; where states are read and what time it is are arguments."""
 
-    kafka: KafkaSettings
-    stream: StreamSettings
+    def __init__(self, kafka: KafkaSettings, stream: StreamSettings) -> None:
+        self._kafka = kafka
+        self._stream = stream
+        self._names = {kafka.topic(name): name for name in SOURCES}
 
-    def fold(self, name: str, records: Sequence[StampedRecord], read: ReadStates, *, now_ms: int) -> FoldedChunk:
-        """Folds records of one partition of the topic `name`; a user's state is read once and written once."""
-        readable, dead_letters, reasons = self._decode(name, records, now_ms)
+    def fold(self, records: Sequence[StampedRecord], read: ReadStates, *, now_ms: int) -> FoldedBatch:
+        """Folds records of one partition number in their order; a user's state is read once and written once."""
+        folded = FoldedBatch([], {}, {}, Counter(), Counter())
+        readable = self._decode(records, now_ms, folded)
         before = _states_of([key for key, _, _ in readable], read)
         after = dict(before)
-        examples: list[Example] = []
-        outcomes: Counter[Outcome] = Counter()
-        apply = SOURCES[name].apply
         for key, event, arrival in readable:
-            folded = apply(after[key], event, arrival, self.stream)
-            after[key] = folded.state
-            examples += folded.examples
-            outcomes[folded.outcome] += 1
+            applied = SOURCES[arrival.source].apply(after[key], event, arrival, self._stream)
+            after[key] = applied.state
+            folded.examples.extend(applied.examples)
+            folded.outcomes[arrival.source, applied.outcome] += 1
         changed = {key: encode_state(state) for key, state in after.items() if state is not before[key]}
-        return FoldedChunk(examples, dead_letters, changed, outcomes, reasons)
+        return folded._replace(states=changed)
 
-    def _decode(
-        self, name: str, records: Sequence[StampedRecord], now_ms: int
-    ) -> tuple[list[_Readable], list[DeadLetter], Counter[Reason]]:
-        latest_ms = now_ms + self.stream.max_future_seconds * SECOND_MS
-        kind = SOURCES[name].kind
+    def _decode(self, records: Sequence[StampedRecord], now_ms: int, folded: FoldedBatch) -> list[_Readable]:
+        """The events in the records; what is none goes to the dead letters of `folded`."""
+        latest_ms = now_ms + self._stream.max_future_seconds * SECOND_MS
         readable: list[_Readable] = []
-        dead_letters: list[DeadLetter] = []
-        reasons: Counter[Reason] = Counter()
         for record in records:
+            name = self._names[record.topic]
             try:
-                event = decode_event(record, kind, latest_ms=latest_ms)
+                event = decode_event(record, SOURCES[name].kind, latest_ms=latest_ms)
             except UnreadableError as error:
-                dead_letters.append(dead_letter(record, error, max_bytes=self.kafka.max_message_bytes))
-                reasons[error.reason] += 1
+                letter = dead_letter(record, error, max_bytes=self._kafka.max_message_bytes)
+                folded.dead_letters.setdefault(record.topic, []).append(letter)
+                folded.reasons[name, error.reason] += 1
             else:
                 assert record.key is not None, "decode_event compares the key with user_id"
-                arrival = Arrival(name, record.partition, record.offset, record.timestamp)
-                readable.append((record.key, event, arrival))
-        return readable, dead_letters, reasons
+                readable.append((record.key, event, Arrival(name, record.partition, record.offset, record.timestamp)))
+        return readable
 
 
 def _states_of(keys: Sequence[bytes], read: ReadStates) -> dict[bytes, UserState]:

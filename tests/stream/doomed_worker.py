@@ -1,8 +1,8 @@
 """Runs the stream worker as a process of its own, which can kill itself at a step of its protocol.
 
-    python doomed_worker.py BOOTSTRAP PREFIX DIRECTORY [STEP CHUNKS]
+    python doomed_worker.py BOOTSTRAP PREFIX DIRECTORY [STEP BATCHES]
 
-It prints `ready` when it reads. With STEP, the process ends as by kill -9 at that step of the CHUNKS-th chunk that
+It prints `ready` when it reads. With STEP, the process ends as by kill -9 at that step of the BATCHES-th batch that
 has something to write.
 """
 
@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from stream.app import run_worker
-from stream.folding import FoldedChunk
+from stream.dead_letters import Headers
+from stream.folding import FoldedBatch
 from stream.settings import KafkaSettings, StreamSettings
 from stream.worker import StreamWorker
 
@@ -23,35 +24,35 @@ class DoomedWorker(StreamWorker):
     """Dies where the command line says; each step is named after what has just been done."""
 
     step = ""
-    chunks_left = 0
+    batches_left = 0
 
-    async def _write_examples(self, partition: int, folded: FoldedChunk) -> None:
+    async def _write_examples(self, partition: int, folded: FoldedBatch, headers: Headers) -> None:
         self.die_at("folded", folded)
         if self.is_the_end("half the examples", folded):
             half = folded._replace(examples=folded.examples[: len(folded.examples) // 2])
-            await super()._write_examples(partition, half)
+            await super()._write_examples(partition, half, headers)
             die()
-        await super()._write_examples(partition, folded)
+        await super()._write_examples(partition, folded, headers)
         self.die_at("examples", folded)
 
-    async def _write_states(self, partition: int, folded: FoldedChunk) -> int | None:
+    async def _write_states(self, partition: int, folded: FoldedBatch) -> int | None:
         offset = await super()._write_states(partition, folded)
         self.die_at("states", folded)
         return offset
 
-    def _store_states(self, partition: int, folded: FoldedChunk, offset: int | None) -> None:
+    def _store_states(self, partition: int, folded: FoldedBatch, offset: int | None) -> None:
         super()._store_states(partition, folded, offset)
         self.die_at("stored", folded)
 
-    def die_at(self, step: str, folded: FoldedChunk) -> None:
+    def die_at(self, step: str, folded: FoldedBatch) -> None:
         if self.is_the_end(step, folded):
             die()
 
-    def is_the_end(self, step: str, folded: FoldedChunk) -> bool:
+    def is_the_end(self, step: str, folded: FoldedBatch) -> bool:
         if step != self.step or not folded.states:
             return False
-        DoomedWorker.chunks_left -= 1
-        return self.chunks_left <= 0
+        DoomedWorker.batches_left -= 1
+        return self.batches_left <= 0
 
 
 def die() -> None:
@@ -61,7 +62,7 @@ def die() -> None:
 def main() -> None:
     bootstrap_servers, prefix, directory, *doom = sys.argv[1:]
     if doom:
-        DoomedWorker.step, DoomedWorker.chunks_left = doom[0], int(doom[1])
+        DoomedWorker.step, DoomedWorker.batches_left = doom[0], int(doom[1])
     run_worker(
         KafkaSettings(bootstrap_servers=bootstrap_servers, topic_prefix=prefix, partitions=2),
         StreamSettings(chunk_records=50),

@@ -143,7 +143,7 @@ def undisturbed(kafka: KafkaSettings) -> tuple[dict[bytes, bytes], list[Example]
     clicks = records(kafka, CLICKS)
     for partition in PARTITIONS:
         chunk = [record for record in clicks if record.partition == partition]
-        folded = Folder(kafka, StreamSettings()).fold(CLICKS, chunk, nothing_stored, now_ms=wall_clock_ms())
+        folded = Folder(kafka, StreamSettings()).fold(chunk, nothing_stored, now_ms=wall_clock_ms())
         states |= folded.states
         examples += folded.examples
     return states, examples

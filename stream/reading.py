@@ -1,0 +1,92 @@
+"""Between Faust's stream and the worker: takes chunks in, hands merged batches on, acknowledges what is finished."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from stream.debts import read_debts
+from stream.folding import SOURCES
+from stream.intake import Batch, Intake
+from stream.settings import KafkaSettings
+from stream.worker import StreamWorker
+
+LOOK_AGAIN_SECONDS = 0.02
+PATIENCE_SECONDS = 2.0
+"""How long records wait for older ones of another topic that the broker is said to have."""
+
+
+class Reader:
+    """One per agent. A rebalance begins a new generation: what was queued is dropped, and is fetched again."""
+
+    def __init__(self, app: Any, kafka: KafkaSettings, worker: StreamWorker) -> None:  # noqa: ANN401 - a Faust app
+        self._consumer = app.consumer
+        self._app = app
+        self._kafka = kafka
+        self._worker = worker
+        self._topics = [kafka.topic(name) for name in SOURCES]
+        self._generation: int | None = None
+        self._intakes: dict[int, Intake] = {}
+        self._one_at_a_time = asyncio.Lock()
+        self._is_waiting = asyncio.Event()
+        self._waiting_since: dict[int, float] = {}
+
+    async def read(self, stream: Any) -> None:  # noqa: ANN401 - Faust's stream
+        """Handles everything the stream brings; raises what the worker raises."""
+        async with asyncio.TaskGroup() as group:
+            looking = group.create_task(self._look_again())
+            async for event in stream.noack().events():
+                async with self._one_at_a_time:
+                    await self._take_in(event.message)
+                    await self._hand_on(event.message.partition)
+            looking.cancel()
+
+    async def _look_again(self) -> None:
+        """Records that wait for another topic go on when that brings nothing more; no event says so."""
+        while await self._is_waiting.wait():
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            async with self._one_at_a_time:
+                self._is_waiting.clear()
+                for partition in tuple(self._intakes):
+                    await self._hand_on(partition)
+
+    async def _take_in(self, message: Any) -> None:  # noqa: ANN401 - Faust's message
+        self._consumer.release(message)
+        if self._app.consumer_generation_id != self._generation:
+            self._generation, self._intakes = self._app.consumer_generation_id, {}
+        partition = message.partition
+        if partition not in self._intakes:
+            owed = await read_debts(self._kafka, partition, self._consumer.finished())
+            self._intakes[partition] = Intake(partition, self._topics, owed=owed)
+        if self._is_current(message):
+            self._intakes[partition].put(message, finished=self._consumer.finished()[message.tp])
+
+    async def _hand_on(self, partition: int) -> None:
+        intake = self._intakes.get(partition)
+        while intake is not None and not intake.is_empty:
+            batch = intake.take(self._consumer.has_more) or self._out_of_patience(partition, intake)
+            if batch is None:
+                self._is_waiting.set()
+                return
+            self._waiting_since.pop(partition, None)
+            if not all(map(self._is_current, batch.messages)):
+                return
+            await self._handle(batch)
+
+    def _out_of_patience(self, partition: int, intake: Intake) -> Batch | None:
+        since = self._waiting_since.setdefault(partition, time.monotonic())
+        return intake.take_all() if time.monotonic() > since + PATIENCE_SECONDS else None
+
+    async def _handle(self, batch: Batch) -> None:
+        for message in batch.messages:
+            self._consumer.hold(message)
+        await self._worker.handle(batch)
+        for message in batch.messages:
+            self._consumer.release(message)
+        for message in batch.ended:
+            message.value.finished = True
+            message.ack(self._consumer)
+
+    def _is_current(self, message: Any) -> bool:  # noqa: ANN401 - Faust's message
+        return bool(message.generation_id == self._app.consumer_generation_id)
