@@ -6,7 +6,8 @@ import argparse
 import math
 import os
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +15,8 @@ from typing import Literal, NamedTuple
 import msgspec
 from rich.console import Console
 from rich.table import Table
+
+from deploy.cli.main import BAD_USAGE
 
 _CPU_LIST = Path("/proc/cpuinfo")
 _WIDTH = 140
@@ -113,6 +116,15 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a smaller run, under a minute")
     return parser
+
+
+def explained(main: Callable[[], None]) -> None:
+    """Runs a benchmark; what a person can put right is one line and exit status 2, as on the command line."""
+    try:
+        main()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        sys.exit(BAD_USAGE)
 
 
 def this_machine() -> Machine:

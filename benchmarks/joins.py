@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec.structs import asdict
 
-from benchmarks.common import Baseline, Row, arguments, equal, report, row
+from benchmarks.common import Baseline, Row, arguments, equal, explained, report, row
 from benchmarks.sequences import newest_states
 from benchmarks.system import running_system
 from deploy.replay.formats import load_log
@@ -156,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    explained(main)

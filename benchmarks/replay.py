@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 
 from benchmarks.climb import METRICS, RANKERS, Climb, Point, figures_of, print_climb
-from benchmarks.common import Baseline, Goal, Row, arguments, equal, report, row
+from benchmarks.common import Baseline, Goal, Row, arguments, equal, explained, report, row
 from benchmarks.sequences import Comparison, clicks_of, compare, newest_states
 from benchmarks.system import BROKER, PROCESSES, System, running_system
 from deploy.cli.replay import named_columns
@@ -67,6 +67,8 @@ class Run(NamedTuple):
 def replay(rows: pa.Table, directory: Path, *, kills: Kills = "none", pace: Pace) -> Run:
     """Starts the system in `directory`, plays the rows into it and holds what came of it against them."""
     clicks = clicks_of(rows)
+    if not clicks:
+        raise ValueError("nothing in the log was clicked; give another one, or correct --clicked-column")
     max_length = max(2, min(max(len(chosen) for chosen in clicks.values()), LONGEST_SEQUENCE))
     count = sum(len(chosen) for chosen in clicks.values())
     window = min(max(count // TENTHS, SMALLEST_WINDOW), LARGEST_WINDOW)
@@ -119,9 +121,10 @@ def rows_of(run: Run) -> list[Row]:
 
 def _must(run: Run) -> list[Row]:
     held = run.comparison
+    sequences = f"sequences equal to the log (last {held.max_length:,} clicks: items, times, order)"
     return [
-        equal("sequences equal to the log", held.equal_users, Baseline("users in the log", held.users)),
-        equal("clicks applied", held.applied, Baseline("clicks in the log", held.clicks)),
+        equal(sequences, held.equal_users, Baseline("users in the log", held.users)),
+        equal("clicks ever applied", held.applied, Baseline("clicks in the log", held.clicks)),
         equal("users with recommendations", run.users_with_recommendations, Baseline("users in the log", held.users)),
         equal("messages on dead-letter topics", run.dead_letters, Baseline("none", 0)),
     ]
@@ -200,4 +203,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    explained(main)

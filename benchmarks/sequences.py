@@ -31,6 +31,8 @@ class Comparison(NamedTuple):
     clicks: int
     applied: int
     """Clicks ever applied, by the states' own account: a click taken twice or lost shows here for sure."""
+    max_length: int
+    """So many of a user's last clicks were compared: items, times and order."""
     differences: tuple[str, ...]
     """The first few, in words."""
 
@@ -63,6 +65,7 @@ def compare(clicks: Mapping[str, Sequence[Chosen]], states: Mapping[str, UserSta
         equal_users=len(clicks) - len(differences),
         clicks=sum(len(chosen) for chosen in clicks.values()),
         applied=sum(state.clicks_applied for state in states.values()),
+        max_length=max_length,
         differences=tuple(sorted(differences)[:DIFFERENCES_SHOWN]),
     )
 
