@@ -41,7 +41,7 @@ class AudienceSettings(Section):
 
     users: Annotated[int, Field(ge=1, le=1_000_000)] = 300
     """How many there are."""
-    organic_clicks_per_second: Annotated[float, Field(ge=0.0, le=100_000.0)] = 30.0
+    organic_clicks_per_second: Annotated[float, Field(ge=0.0, le=100_000.0)] = 40.0
     """Clicks on items that nobody recommended."""
     looks_per_second: Annotated[float, Field(ge=0.0, le=100_000.0)] = 15.0
     """Slates that somebody looks at, and clicks where an item pleases; the others are never seen."""

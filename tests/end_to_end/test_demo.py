@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import psutil
@@ -25,16 +25,28 @@ def settings_in(directory: Path) -> Settings:
     return Settings(state=StateSettings(directory=directory))
 
 
+class Up(NamedTuple):
+    """`sasrec-stream up`, as a person starts it."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def said(self) -> str:
+        """All that it said, once it has ended."""
+        self.process.wait()
+        return self.output.read_text()
+
+
 @contextmanager
-def up(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """`sasrec-stream up`, as a person starts it; whatever the test does, it is gone afterwards."""
+def up(directory: Path, *options: str) -> Iterator[Up]:
+    """Whatever the test does, it is gone afterwards."""
     command = (sys.executable, "-m", "deploy.cli", "--state-directory", str(directory), "up", *options)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    output = directory / "output.txt"
+    with output.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
         try:
-            yield process
+            yield Up(process, output)
         finally:
             process.terminate()
-            process.communicate()
 
 
 def pids(directory: Path) -> dict[str, int]:
@@ -55,11 +67,11 @@ def alive(pid: int) -> bool:
 
 
 def test_the_demo_learns_recommends_and_loses_nothing(tmp_path: Path) -> None:
-    with up(tmp_path, "--demo", "--seconds", "30") as process:
-        said, _ = process.communicate()
+    with up(tmp_path, "--demo", "--seconds", "45") as demo:
+        said = demo.said()
 
     summary = msgspec.json.decode(said.splitlines()[-1])
-    assert process.returncode == 0, said
+    assert demo.process.returncode == 0, said
     assert summary["good"], said
     assert summary["exit_reason"] == "time is up"
     assert summary["model_versions"] >= 2
@@ -74,13 +86,13 @@ def test_the_demo_learns_recommends_and_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_stops_everything_cleanly(tmp_path: Path, wait_until: Wait) -> None:
-    with up(tmp_path) as process:
+    with up(tmp_path) as machine:
         running = wait_until(lambda: everything_runs(tmp_path))
 
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate()
+        machine.process.send_signal(signal.SIGINT)
+        said = machine.said()
 
-    assert process.returncode == 0, said
+    assert machine.process.returncode == 0, said
     assert "killed" not in said
     assert "Traceback" not in said
     assert [name for name, pid in running.items() if alive(pid)] == []
@@ -88,10 +100,10 @@ def test_ctrl_c_stops_everything_cleanly(tmp_path: Path, wait_until: Wait) -> No
 
 
 def test_nothing_outlives_a_supervisor_that_was_killed(tmp_path: Path, wait_until: Wait) -> None:
-    with up(tmp_path) as process:
+    with up(tmp_path) as machine:
         running = wait_until(lambda: everything_runs(tmp_path))
 
-        process.kill()
+        machine.process.kill()
 
         wait_until(lambda: not any(alive(pid) for pid in running.values()))
 
@@ -101,12 +113,12 @@ def test_a_kafka_that_ran_before_is_used_and_goes_on_running(tmp_path: Path, wai
     kafka.start()
     try:
         before = kafka.pid
-        with up(tmp_path) as process:
+        with up(tmp_path) as machine:
             wait_until(lambda: everything_runs(tmp_path))
-            process.send_signal(signal.SIGTERM)
-            said, _ = process.communicate()
+            machine.process.send_signal(signal.SIGTERM)
+            said = machine.said()
 
-        assert process.returncode == 0, said
+        assert machine.process.returncode == 0, said
         assert kafka.pid == before
     finally:
         kafka.stop()
