@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import faust
-import structlog
 import uvloop
+from faust.serializers.codecs import codecs
 from yarl import URL
 
 from stream import chunks
@@ -21,9 +21,8 @@ from stream.reading import Reader
 from stream.settings import KafkaSettings, StreamSettings
 from stream.store import ROCKSDB_OPTIONS, StateStore
 from stream.topics import SEQUENCES
+from stream.watchdog import progress_of, watch
 from stream.worker import StreamWorker
-
-log = structlog.get_logger()
 
 QUEUED_CHUNKS = 4
 SESSION_SECONDS = 6.0
@@ -35,6 +34,8 @@ FETCH_BYTES = 4 << 20
 def create_app(kafka: KafkaSettings, stream: StreamSettings, directory: Path, *, instance: str | None) -> faust.App:
     """An app without agents; nothing is opened or connected before it starts."""
     chunks.register()
+    for name in [name for name in codecs if name.startswith("pickle")]:
+        del codecs[name]  # whoever can write to a topic must not be able to run code here
     return faust.App(
         kafka.group("stream"),
         broker=[URL(f"{chunks.SCHEME}://{server}") for server in kafka.bootstrap_servers.split(",")],
@@ -50,6 +51,8 @@ def create_app(kafka: KafkaSettings, stream: StreamSettings, directory: Path, *,
         broker_commit_interval=COMMIT_SECONDS,
         broker_session_timeout=SESSION_SECONDS,
         broker_heartbeat_interval=HEARTBEAT_SECONDS,
+        # A standby reads every other worker's changelog record by record, which costs more than the work itself.
+        table_standby_replicas=0,
         web_enabled=False,
         autodiscover=False,
     )
@@ -95,6 +98,7 @@ async def _run(
     async with BatchProducer(kafka) as producer:
         table = add_table(app, kafka)
         add_agent(app, kafka, lambda: worker(kafka, stream, producer=producer, store=StateStore(table)))
+        watch(lambda: progress_of(app), patience_seconds=stream.stall_seconds)
         await _run_until(stop, app, on_ready)
 
 

@@ -6,11 +6,15 @@ import asyncio
 import time
 from typing import Any
 
+import structlog
+
 from stream.debts import read_debts
 from stream.folding import SOURCES
 from stream.intake import Batch, Intake
 from stream.settings import KafkaSettings
 from stream.worker import StreamWorker
+
+log = structlog.get_logger()
 
 LOOK_AGAIN_SECONDS = 0.02
 PATIENCE_SECONDS = 2.0
@@ -76,7 +80,10 @@ class Reader:
 
     def _out_of_patience(self, partition: int, intake: Intake) -> Batch | None:
         since = self._waiting_since.setdefault(partition, time.monotonic())
-        return intake.take_all() if time.monotonic() > since + PATIENCE_SECONDS else None
+        if time.monotonic() < since + PATIENCE_SECONDS:
+            return None
+        log.warning("waited in vain for older records of another topic", partition=partition)
+        return intake.take_all()
 
     async def _handle(self, batch: Batch) -> None:
         for message in batch.messages:

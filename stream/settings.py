@@ -67,5 +67,7 @@ class StreamSettings(Section):
     """An event dated further ahead of the wall clock goes to the dead letters, in seconds."""
     chunk_records: Annotated[int, Field(ge=1, le=100_000)] = 2_000
     """Most records of one partition that are folded and committed together."""
+    stall_seconds: Annotated[float, Field(gt=0.0)] = 60.0
+    """A worker that finishes nothing for so long though records wait ends itself, to be started again, in seconds."""
     event_loop: Literal["uvloop", "asyncio"] = "uvloop"
     """uvloop is faster; asyncio where it does not exist."""
