@@ -14,18 +14,22 @@ class TrainerSettings(Section):
 
     loss: Literal["bpr", "bce", "cross_entropy"] = "bpr"
     """What a click against the catalogue costs: BPR with sampled negatives, BCE (the paper) or full cross-entropy."""
-    negatives: Annotated[int, Field(ge=1, le=100_000)] = 256
-    """Items drawn as negatives for a micro-batch (bpr, bce)."""
+    negatives: Annotated[int, Field(ge=1, le=100_000)] = 4_096
+    """Items drawn as negatives for a micro-batch (bpr, bce); a catalogue of no more items is not sampled by bpr."""
+    bpr_against: Literal["soft_maximum", "mean"] = "soft_maximum"
+    """What BPR, -ln sigmoid(s_i - s_j), does with many negatives j: `mean` averages over them; `soft_maximum` takes
+    their soft maximum ln(sum_j e^s_j) for s_j, so that the hardest ones teach the most.
+    """
     negative_popularity: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Negatives are drawn in proportion to (recent clicks + 1) to this power: 0 is uniform over the catalogue."""
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 3e-3
     """Adam's step size."""
     gradient_norm: Annotated[float, Field(gt=0.0)] = 5.0
     """Largest L2 norm of a micro-batch's gradient; longer ones are shortened to it."""
     min_batch: Annotated[int, Field(ge=1)] = 32
     """Examples that are learnt at once when the trainer keeps up; fewer only after `max_wait_seconds`."""
-    max_batch: Annotated[int, Field(ge=1)] = 1_024
-    """Examples learnt at once when it is behind."""
+    max_batch: Annotated[int, Field(ge=1)] = 256
+    """Examples learnt at once when it is behind; more are faster and, from a few hundred on, learnt less well."""
     max_wait_seconds: Annotated[float, Field(ge=0.0)] = 0.5
     """Longest wait for `min_batch` examples, in seconds."""
     in_slate_weight: Annotated[float, Field(ge=0.0)] = 1.0

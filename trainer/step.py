@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.catalogue import PADDING
-from model.losses import LOSSES, Positions, in_slate_pairs
+from model.losses import LOSSES, Loss, Positions, cross_entropy, in_slate_pairs, sampled_softmax
 from model.negatives import Sampler
 from model.optimiser import RowAdam
 from model.sasrec import SASRec
@@ -83,16 +83,21 @@ class Step:
         if not gathered:
             return torch.zeros((), device=self._model.device)
         hidden_PD, target_P, weight_P = (torch.cat(parts) for parts in zip(*gathered, strict=True))
-        negative_K = sampler.draw((self._settings.negatives,), rng).to(self._model.device)
+        loss = loss_of(self._settings, items=len(sampler.row_N))
+        is_sampled = loss is not cross_entropy
         positions = Positions(
             hidden_PD=hidden_PD,
             target_P=target_P,
             weight_P=weight_P,
             item_RD=self._model.item_RD,
             size=size,
-            negative=None if self._settings.loss == "cross_entropy" else negative_K,
+            negative=sampler.draw((self._settings.negatives,), rng).to(self._model.device) if is_sampled else None,
+            log_q_R=None if sampler.cumulative_N is None else self._log_q(sampler),
         )
-        return LOSSES[self._settings.loss](positions)
+        return loss(positions)
+
+    def _log_q(self, sampler: Sampler) -> Tensor:
+        return sampler.log_q(rows=self._model.capacity).to(self._model.device)
 
     def _inside_slates(self, slates: Slates, rng: np.random.Generator) -> Tensor:
         """Term (a): the clicked items of a slate against those that stayed unclicked."""
@@ -105,6 +110,18 @@ class Step:
         return in_slate_pairs(
             score_SK, slates.clicked_SK.to(device), slates.negative_SK.to(device), slates.weight_SK.to(device)
         )
+
+
+def loss_of(settings: TrainerSettings, *, items: int) -> Loss:
+    """What a catalogue of so many items is learnt by.
+
+    BPR against the soft maximum S = ln(sum_j e^s_j) of its negatives is softmax cross-entropy by another name, for
+    -ln sigmoid(s_i - S) = -ln(e^s_i / (e^s_i + sum_j e^s_j)): over drawn negatives, corrected for how likely each was
+    drawn, or over all items where so many would be drawn.
+    """
+    if settings.loss != "bpr" or settings.bpr_against == "mean":
+        return LOSSES[settings.loss]
+    return sampled_softmax if settings.negatives < items else cross_entropy
 
 
 def _targets(model: SASRec, group: Group, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
