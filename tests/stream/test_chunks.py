@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import faust
+import mode
+import pytest
+from aiokafka.structs import ConsumerRecord
+from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+
+from stream.app import create_app
+from stream.chunks import Chunk, Consumer
+from stream.settings import KafkaSettings, StreamSettings
+
+CLICKS = TP("recs.clicks", 0)
+CHANGELOG = TP("recs.sequences", 0)
+GENERATION = 7
+
+
+def record(tp: TP, offset: int) -> ConsumerRecord[bytes, bytes]:
+    return ConsumerRecord(tp.topic, tp.partition, offset, 1, 0, b"u", b"{}", None, 1, 2, ())
+
+
+class Broker(mode.Service):  # type: ignore[misc] # mode has no types
+    """Stands for the consumer's thread: brings what a test gives it; `meanwhile` runs while it fetches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.brings: dict[TP, list[Any]] = {}
+        self.meanwhile: Callable[[], Awaitable[None]] = nothing
+
+    async def getmany(self, _tps: object, _timeout: float) -> dict[TP, list[Any]]:
+        await self.meanwhile()
+        return self.brings
+
+
+class Unconnected(Consumer):
+    """A consumer of one partition and a changelog that remembers where it was sent."""
+
+    def __init__(self, app: faust.App) -> None:
+        super().__init__(app.transport, callback=nothing, on_partitions_revoked=nothing, on_partitions_assigned=nothing)
+        self.committed = 10
+        self.sought: list[tuple[TP, int]] = []
+
+    def _new_consumer_thread(self) -> Broker:
+        self.broker = Broker()
+        return self.broker
+
+    def assignment(self) -> set[TP]:
+        return {CLICKS, CHANGELOG}
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        return {CLICKS: self.committed}
+
+    async def seek(self, partition: TP, offset: int) -> None:
+        self.sought.append((partition, offset))
+
+    async def fetch(self, *offsets: int, tp: TP = CLICKS) -> list[ConsumerMessage]:
+        """What one fetch hands on, as Faust's messages."""
+        self.broker.brings = {tp: [record(tp, offset) for offset in offsets]}
+        fetched = await self._getmany(None, 1.0)
+        messages = [self._to_message(tp, each) for each in fetched.get(tp, ())]
+        for message in messages:
+            message.incref()
+        return messages
+
+
+async def nothing(*_whatever: object) -> None: ...
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> faust.App:
+    app = create_app(KafkaSettings(), StreamSettings(), tmp_path, instance=None)
+    app.consumer_generation_id = GENERATION
+    app.topics._acking_topics.add(CLICKS.topic)
+    return app
+
+
+@pytest.fixture
+async def consumer(app: faust.App) -> Unconnected:
+    return Unconnected(app)
+
+
+def finish(consumer: Consumer, message: ConsumerMessage) -> None:
+    message.value.finished = True
+    message.ack(consumer)
+
+
+async def test_what_one_fetch_brings_of_a_partition_is_one_message(consumer: Unconnected) -> None:
+    [message] = await consumer.fetch(10, 11, 12)
+
+    assert isinstance(message.value, Chunk)
+    assert [each.offset for each in message.value.records] == [10, 11, 12]
+    assert (message.offset, message.value.first, message.value.next) == (12, 10, 13)
+
+
+async def test_a_changelog_is_delivered_record_by_record(consumer: Unconnected) -> None:
+    messages = await consumer.fetch(1, 2, tp=CHANGELOG)
+
+    assert [message.value for message in messages] == [b"{}", b"{}"]
+
+
+async def test_only_a_finished_chunk_is_committed(consumer: Unconnected) -> None:
+    [first] = await consumer.fetch(10, 11)
+    [second] = await consumer.fetch(12, 13)
+
+    second.ack(consumer)
+    assert consumer._new_offset(CLICKS) == 10
+    finish(consumer, first)
+    assert consumer._new_offset(CLICKS) == 12
+
+
+async def test_a_chunk_is_not_committed_past_one_that_was_skipped(consumer: Unconnected) -> None:
+    [skipped] = await consumer.fetch(10, 11)
+    [following] = await consumer.fetch(12, 13)
+    skipped.ack(consumer)
+
+    finish(consumer, following)
+
+    assert not consumer.is_next(CLICKS, following.value)
+    assert consumer._new_offset(CLICKS) == 10
+
+
+async def test_a_hole_in_the_log_is_no_gap(consumer: Unconnected) -> None:
+    [first] = await consumer.fetch(10, 11)
+    [second] = await consumer.fetch(20, 21)
+    await consumer._add_gap(CLICKS, 12, 21)
+
+    finish(consumer, first)
+    finish(consumer, second)
+
+    assert second.value.first == 12
+    assert consumer._new_offset(CLICKS) == 22
+    assert not consumer._gap[CLICKS]
+
+
+async def test_a_chunk_of_an_older_generation_is_not_committed(consumer: Unconnected, app: faust.App) -> None:
+    [message] = await consumer.fetch(10, 11)
+    app.consumer_generation_id = GENERATION + 1
+
+    finish(consumer, message)
+
+    assert consumer._new_offset(CLICKS) == 10
+
+
+async def test_after_a_seek_everything_begins_at_the_committed_offset(consumer: Unconnected) -> None:
+    await consumer.fetch(10, 11)
+    await consumer.perform_seek()
+
+    [again] = await consumer.fetch(10, 11)
+    finish(consumer, again)
+
+    assert again.value.first == 10
+    assert consumer._new_offset(CLICKS) == 12
+
+
+async def test_an_overlap_with_what_is_committed_is_taken_once_more(consumer: Unconnected) -> None:
+    [message] = await consumer.fetch(10, 11, 12)
+    finish(consumer, message)
+    consumer.committed = 12
+    await consumer.perform_seek()
+
+    [overlapping] = await consumer.fetch(12, 13, 14)
+    finish(consumer, overlapping)
+
+    assert consumer._new_offset(CLICKS) == 15
+
+
+async def test_what_was_fetched_while_a_seek_ran_is_fetched_again(consumer: Unconnected) -> None:
+    consumer.broker.meanwhile = consumer.perform_seek
+
+    assert await consumer.fetch(20, 21) == []
+    assert consumer.sought == [(CLICKS, 10)]
+
+
+async def test_acknowledging_twice_commits_once(consumer: Unconnected) -> None:
+    [message] = await consumer.fetch(10, 11)
+
+    finish(consumer, message)
+    finish(consumer, message)
+
+    assert consumer._new_offset(CLICKS) == 12
+    assert not consumer._acked[CLICKS]
+
+
+async def test_a_revoked_partition_is_forgotten(consumer: Unconnected) -> None:
+    [message] = await consumer.fetch(10, 11)
+
+    await consumer.on_partitions_revoked({CLICKS})
+
+    assert CLICKS not in consumer.finished()
+    assert message.value.first == 10

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.json import encode
+
+from stream.dead_letters import Headers
+from stream.folding import FoldedBatch, Folder
+from stream.settings import KafkaSettings, StreamSettings
+from stream.topics import CLICKS
+from tests.strategies import START_MS, USER, Read, any_histories, interleaved
+
+KAFKA = KafkaSettings()
+NOW_MS = START_MS + 10_000_000
+
+
+NO_HEADERS: Headers = []
+
+
+class Raw(NamedTuple):
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp: int
+    headers: Headers = NO_HEADERS
+
+
+def raw(read: Read) -> Raw:
+    event, arrival = read
+    value = encode(event)
+    return Raw(KAFKA.topic(arrival.source), arrival.partition, arrival.offset, USER.encode(), value, arrival.at_ms)
+
+
+class Store:
+    """The users' states between batches."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes] = {}
+
+    def read(self, keys: list[bytes]) -> list[bytes | None]:
+        return [self.rows.get(key) for key in keys]
+
+    def fold(self, records: Sequence[Raw]) -> FoldedBatch:
+        folded = Folder(KAFKA, StreamSettings()).fold(records, self.read, now_ms=NOW_MS)
+        self.rows.update(folded.states)
+        return folded
+
+
+@given(any_histories.flatmap(interleaved), st.data())
+def test_where_batches_are_cut_changes_neither_states_nor_examples(reads: list[Read], data: st.DataObject) -> None:
+    records = [raw(read) for read in reads]
+    whole, cut = Store(), Store()
+
+    at_once = whole.fold(records)
+    places = sorted(data.draw(st.lists(st.integers(0, len(records)), max_size=4)))
+    bounds = zip([0, *places], [*places, len(records)], strict=True)
+    pieces = [cut.fold(records[first:behind]) for first, behind in bounds]
+
+    assert cut.rows == whole.rows
+    assert [example for piece in pieces for example in piece.examples] == at_once.examples
+
+
+@given(any_histories.flatmap(interleaved), st.data())
+def test_a_crash_before_the_states_are_written_sends_the_same_examples_again_and_one_after_it_none(
+    reads: list[Read], data: st.DataObject
+) -> None:
+    records = [raw(read) for read in reads]
+    place = data.draw(st.integers(0, len(records)))
+    store = Store()
+    store.fold(records[:place])
+    before = dict(store.rows)
+
+    sent = store.fold(records[place:])
+    after = store.fold(records[place:])
+    store.rows = before
+    again = store.fold(records)
+
+    assert (after.examples, after.states) == ([], {})
+    assert again.examples == sent.examples
+    assert again.states == sent.states
+
+
+def test_what_cannot_be_read_does_not_disturb_its_neighbours() -> None:
+    good = Raw(
+        KAFKA.topic(CLICKS),
+        0,
+        1,
+        b"u",
+        b'{"event_id": "e", "user_id": "u", "item_id": "i", "timestamp_ms": 1700000000000}',
+        NOW_MS,
+    )
+    bad = good._replace(offset=0, value=b"{")
+
+    folded = Store().fold([bad, good])
+
+    assert [len(letters) for letters in folded.dead_letters.values()] == [1]
+    assert folded.reasons == {(CLICKS, "malformed"): 1}
+    assert folded.outcomes == {(CLICKS, "applied"): 1}
+
+
+def test_an_event_dated_ahead_of_the_clock_by_more_than_allowed_is_dead_and_an_old_one_is_not() -> None:
+    def click_at(offset: int, at_ms: int) -> Raw:
+        value = b'{"event_id": "%d", "user_id": "u", "item_id": "i", "timestamp_ms": %d}' % (offset, at_ms)
+        return Raw(KAFKA.topic(CLICKS), 0, offset, b"u", value, NOW_MS)
+
+    folded = Store().fold([click_at(0, 946_684_800_000), click_at(1, NOW_MS + 299_000), click_at(2, NOW_MS + 301_000)])
+
+    assert folded.outcomes == {(CLICKS, "applied"): 2}
+    assert folded.reasons == {(CLICKS, "future"): 1}

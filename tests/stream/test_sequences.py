@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream.events import Cause
+from stream.sequences import Times, UserState, decode_state, encode_state, times_of
+from stream.topics import CLICKS
+
+ascending = st.lists(st.integers(0, 4_000_000_000_000), min_size=1, max_size=20).map(sorted)
+whole_seconds = ascending.map(lambda times: [time - time % 1_000 for time in times])
+
+
+@given(ascending | whole_seconds)
+def test_times_come_back_as_they_were(times_ms: list[int]) -> None:
+    assert times_of(times_ms).to_ms() == tuple(times_ms)
+
+
+@given(ascending | whole_seconds, st.integers(2, 25))
+def test_adding_times_one_by_one_keeps_the_newest(times_ms: list[int], keep: int) -> None:
+    times = Times(newest_ms=times_ms[0])
+
+    for time_ms in times_ms[1:]:
+        times = times.then(time_ms, keep=keep)
+
+    assert times.to_ms() == tuple(times_ms)[-keep:]
+
+
+def test_a_user_of_fifty_interactions_takes_less_than_600_bytes() -> None:
+    minutes_apart = [1_700_000_000_123 + number * 61_007 for number in range(50)]
+    state = UserState(
+        items=tuple(f"{1_000 + number}" for number in range(50)),
+        times=times_of(minutes_apart),
+        clicks_applied=50,
+        click=(3, 1_234_567, 1_700_000_000_000),
+        clock_ms=minutes_apart[-1],
+        event_ids=bytes(64),
+    )
+
+    assert len(encode_state(state)) < 600
+
+
+def test_a_state_written_before_a_field_was_added_still_reads() -> None:
+    old = b"\x92\x91\xa1i\x91\xcd\x03\xe8"  # items and times only
+
+    state = decode_state(old)
+
+    assert state.items == ("i",)
+    assert state.times_ms == (1_000,)
+
+
+def test_the_cause_names_the_click_by_topic_partition_and_offset() -> None:
+    assert UserState().cause is None
+    assert UserState(click=(1, 7, 42)).cause == Cause(topic=CLICKS, partition=1, offset=7, arrived_at_ms=42)
+
+
+def test_a_user_without_items_has_no_times() -> None:
+    assert UserState().times_ms == ()
