@@ -9,7 +9,7 @@ from msgspec.structs import asdict
 
 from stream.draft import Arrival
 from stream.events import Click, Impression, Recommendation, RecommendedItem, SeenItem
-from stream.examples import ClickExample, Example, SlateExample
+from stream.examples import ClickExample, Example, Served, SlateExample
 from stream.join import Folded, apply_click, apply_impression, apply_recommendation
 from stream.sequences import SECOND_MS, UserState, decode_state, encode_state
 from stream.settings import StreamSettings
@@ -201,3 +201,226 @@ def test_the_ids_of_examples_ascend_within_their_source(reads: list[Read]) -> No
     for source in (CLICKS, IMPRESSIONS, RECOMMENDATIONS):
         ids = [example.id for example in examples if example.id.source == source]
         assert ids == sorted(set(ids))
+
+
+def test_a_click_on_a_served_item_carries_its_propensity_and_its_history() -> None:
+    _, told = fold_all(
+        [
+            click("x", START_MS),
+            slate("s", "a b c", START_MS + 1_000),
+            click("b", START_MS + 2_000, 1, request_id="s"),
+        ]
+    )
+
+    served_click = told[-1]
+    assert isinstance(served_click, ClickExample)
+    assert served_click.context == ("x",)
+    assert served_click.served == Served("policy", "s", 1, 0.5, "exact", "explore")
+
+
+def test_a_click_that_names_no_slate_belongs_to_the_newest_that_shows_the_item_within_the_window() -> None:
+    served = [slate("old", "a b", START_MS), slate("new", "b c", START_MS + MINUTE_MS, 1, surface="other")]
+
+    _, told = fold_all([*served, click("b", START_MS + 2 * MINUTE_MS)])
+    _, told_late = fold_all([*served, click("b", START_MS + 32 * MINUTE_MS)])
+
+    assert isinstance(told[0], ClickExample)
+    assert told[0].served is not None
+    assert told[0].served.request_id == "new"
+    assert isinstance(told_late[0], ClickExample)
+    assert told_late[0].served is None
+
+
+def test_a_slate_is_told_when_the_next_one_of_its_surface_comes() -> None:
+    state, told = fold_all(
+        [
+            slate("first", "a b", START_MS),
+            impression("a b", START_MS + 1_000, request_id="first"),
+            click("a", START_MS + 2_000, request_id="first"),
+            slate("elsewhere", "c", START_MS + 3_000, 1, surface="other"),
+            slate("second", "c d", START_MS + 4_000, 2),
+        ]
+    )
+
+    slates = [example for example in told if isinstance(example, SlateExample)]
+    assert [(example.request_id, example.correction) for example in slates] == [("first", False)]
+    assert [(item.item_id, item.seen, item.clicked) for item in slates[0].items] == [
+        ("a", True, True),
+        ("b", True, False),
+    ]
+    assert [open_slate.request_id for open_slate in state.slates] == ["elsewhere", "second"]
+
+
+def test_a_slate_that_nobody_saw_and_nobody_clicked_is_never_told() -> None:
+    _, told = fold_all([slate("s", "a b", START_MS), slate("t", "a b", START_MS + 1, 1)])
+
+    assert told == []
+
+
+def test_a_click_after_its_slate_was_closed_corrects_it() -> None:
+    state, told = fold_all(
+        [
+            slate("first", "a b c", START_MS),
+            impression("a b c", START_MS + 1_000, request_id="first"),
+            slate("second", "d", START_MS + 2_000, 1),
+            click("b", START_MS + 3_000, request_id="first"),
+        ]
+    )
+
+    closed, correction = (example for example in told if isinstance(example, SlateExample))
+    assert (closed.correction, [item.clicked for item in closed.items]) == (False, [False, False, False])
+    assert (correction.correction, [item.clicked for item in correction.items]) == (True, [False, True, False])
+    assert (state.accounts.items_clicked, state.accounts.items_expired) == (1, 2)
+
+
+def test_a_click_waits_for_the_slate_it_names_but_the_sequence_does_not() -> None:
+    state, told = fold_all([click("a", START_MS, request_id="s")])
+
+    assert state.items == ("a",)
+    assert told == []
+    folded = fold(state, slate("s", "a b", START_MS - 1_000))
+    assert [example.id for example in folded.examples] == [(RECOMMENDATIONS, 0, 0, 0)]
+    assert clicks_told(folded.examples)["a", START_MS][1] == Served("policy", "s", 0, 0.5, "exact", "explore")
+
+
+def test_a_click_whose_slate_never_becomes_known_is_told_as_served_by_somebody() -> None:
+    _, told = fold_all([click("a", START_MS, request_id="s"), click("b", START_MS + 31 * MINUTE_MS, 1)])
+
+    assert clicks_told(told)["a", START_MS][1] == Served("unknown", "s", None, None, "none", "exploit")
+
+
+def test_only_so_many_clicks_wait_for_their_slates() -> None:
+    few = StreamSettings(max_parked_clicks=2)
+
+    state, told = fold_all([click("a", START_MS + n, n, request_id=f"s{n}") for n in range(5)], few)
+
+    assert len(state.parked) == 2
+    assert sorted(clicks_told(told)) == [("a", START_MS + n) for n in range(3)]
+
+
+def test_an_impression_without_any_slate_opens_one_with_the_policy_and_the_propensity_of_the_log() -> None:
+    event = Impression(
+        event_id="v",
+        user_id=USER,
+        timestamp_ms=START_MS,
+        items=(SeenItem(item_id="a", position=3, propensity=0.1),),
+        policy="theirs",
+    )
+
+    _, told = fold_all([Read(event, Arrival(IMPRESSIONS, 0, 0, START_MS)), click("a", START_MS)])
+
+    assert clicks_told(told)["a", START_MS][1] == Served("theirs", "v", 3, 0.1, "exact", "exploit")
+
+
+def test_a_client_cannot_change_the_propensity_of_a_logged_slate() -> None:
+    event = Impression(
+        event_id="v",
+        user_id=USER,
+        timestamp_ms=START_MS,
+        items=(SeenItem(item_id="a", propensity=0.001),),
+        request_id="s",
+        policy="theirs",
+    )
+
+    _, told = fold_all(
+        [
+            Read(event, Arrival(IMPRESSIONS, 0, 0, START_MS)),
+            slate("s", "a", START_MS),
+            click("a", START_MS + 1, request_id="s"),
+        ]
+    )
+
+    served = clicks_told(told)["a", START_MS + 1][1]
+    assert (served.policy, served.propensity) == ("policy", 0.5)
+
+
+def test_the_same_impression_twice_counts_as_duplicates() -> None:
+    state, _ = fold_all([impression("a b", START_MS, 0), impression("a b", START_MS, 1)])
+
+    assert (state.accounts.items_seen, state.accounts.items_duplicate, len(state.slates)) == (4, 2, 1)
+
+
+def test_the_first_slate_of_a_request_id_counts_and_another_is_a_duplicate() -> None:
+    state, _ = fold_all([slate("s", "a b", START_MS), slate("s", "c d", START_MS + 1, 1)])
+
+    assert state.slates[0].items == ("a", "b")
+    assert (state.accounts.slates, state.accounts.slates_duplicate) == (1, 1)
+
+
+def test_the_same_click_under_another_event_id_and_another_click_under_the_same_are_duplicates() -> None:
+    state, told = fold_all(
+        [
+            click("a", START_MS, 0, event_id="one"),
+            click("a", START_MS, 1, event_id="two"),
+            click("b", START_MS + 1, 2, event_id="one"),
+        ]
+    )
+
+    assert (state.items, state.accounts.clicks_duplicate, len(told)) == (("a",), 2, 1)
+
+
+def test_clicks_out_of_order_stand_in_the_order_of_their_times() -> None:
+    state, told = fold_all([click("b", START_MS + 2_000, 0), click("a", START_MS, 1), click("c", START_MS + 2_000, 2)])
+
+    assert state.items == ("a", "b", "c")
+    assert [context for context, _ in clicks_told(told).values()] == [(), (), ("a", "b")]
+
+
+def test_a_click_older_than_the_newest_by_more_than_the_lateness_is_late() -> None:
+    state, told = fold_all([click("b", START_MS, 0), click("a", START_MS - 86_400_001, 1)])
+
+    assert (state.items, state.accounts.clicks_late, len(told)) == (("b",), 1, 1)
+
+
+def test_a_click_older_than_all_that_is_left_of_a_full_sequence_is_late() -> None:
+    short = StreamSettings(max_sequence_length=2)
+
+    state, _ = fold_all([click("a", START_MS + 10 * n, n) for n in range(3)] + [click("b", START_MS + 5, 3)], short)
+
+    assert (state.times_ms, state.accounts.clicks_late) == ((START_MS + 10, START_MS + 20), 1)
+
+
+def test_impressions_and_slates_older_than_the_lateness_are_late() -> None:
+    much_later = START_MS + 2 * 86_400_000
+
+    state, told = fold_all([click("a", much_later), impression("a b", START_MS), slate("s", "a b", START_MS)])
+
+    assert (state.accounts.items_late, state.accounts.slates_late, state.slates) == (2, 1, ())
+    assert len(told) == 1
+
+
+def test_only_so_many_slates_are_open_and_the_oldest_goes_first() -> None:
+    few = StreamSettings(max_open_slates=2)
+
+    state, told = fold_all([impression("a", START_MS + n * 1_000, n, request_id=f"s{n}") for n in range(4)], few)
+
+    assert [open_slate.request_id for open_slate in state.slates] == ["s2", "s3"]
+    assert [example.request_id for example in told if isinstance(example, SlateExample)] == ["s0", "s1"]
+
+
+def test_a_click_changes_the_cause_and_slates_and_impressions_clear_it() -> None:
+    state, _ = fold_all([click("a", START_MS)])
+    assert state.cause is not None
+
+    assert fold(state, slate("s", "a", START_MS)).state.cause is None
+    assert fold(state, impression("a", START_MS)).state.cause is None
+    duplicate = fold(state, click("a", START_MS, 1)).state
+    assert duplicate.cause == state.cause
+
+
+def test_what_was_pinned_into_a_slate_is_told_as_fixed() -> None:
+    _, told = fold_all(
+        [
+            slate("s", "a b", START_MS),
+            impression("a b advertisement", START_MS + 1, request_id="s"),
+            slate("t", "c", START_MS + 2, 1),
+        ]
+    )
+
+    [example] = told
+    assert isinstance(example, SlateExample)
+    assert [(item.item_id, item.source, item.propensity) for item in example.items] == [
+        ("a", "explore", 0.5),
+        ("b", "explore", 0.5),
+        ("advertisement", "fixed", None),
+    ]
