@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-from deploy.local.child import last_line
 from deploy.local.kafka import LocalKafka
 from deploy.local.tether import tie_to_parent
 from deploy.observe.endpoint import write_atomically
@@ -46,7 +45,7 @@ def main() -> None:
         keep(directory)
     except ValueError as error:
         sys.exit(str(error))
-    sys.exit(f"the broker has ended: {last_line(LocalKafka(directory).log)}")
+    sys.exit(f"the broker has ended; its log is {LocalKafka(directory).log}")
 
 
 if __name__ == "__main__":
