@@ -79,7 +79,7 @@ def learnt(loss_name: str, weight_P: np.ndarray) -> float:
     rows = np.array([int(click.item_id) for click in clicks()])
     weight_N = np.bincount(rows, weights=weight_P, minlength=ITEMS + 1)[1:]
     item_RD = torch.zeros(ITEMS + 1, 1, requires_grad=True)
-    adam = torch.optim.Adam([item_RD], lr=0.05)
+    adam = torch.optim.Adam([item_RD], lr=0.15)
     positions = functools.partial(
         Positions,
         hidden_PD=torch.ones(ITEMS, 1),
@@ -89,7 +89,7 @@ def learnt(loss_name: str, weight_P: np.ndarray) -> float:
         negative=None if loss_name == "cross_entropy" else torch.arange(1, ITEMS + 1),
         log_q_R=torch.full((ITEMS + 1,), -float(np.log(ITEMS))),
     )
-    for _ in range(300):
+    for _ in range(100):
         adam.zero_grad()
         (gradient_RD,) = torch.autograd.grad(LOSSES[loss_name](positions(item_RD=item_RD)), [item_RD])
         item_RD.grad = gradient_RD.to_dense()
@@ -116,9 +116,9 @@ def test_only_weighed_clicks_tell_taste_from_exposure(loss_name: str) -> None:
 def test_inside_the_slate_taste_is_told_without_any_propensity() -> None:
     logged = world()
     score_N = torch.zeros(ITEMS, requires_grad=True)
-    adam = torch.optim.Adam([score_N], lr=0.05)
+    adam = torch.optim.Adam([score_N], lr=0.15)
     row_SK, clicked_SK = torch.from_numpy(logged.row_SK - 1), torch.from_numpy(logged.clicked_SK)
-    for _ in range(150):
+    for _ in range(60):
         adam.zero_grad()
         loss = in_slate_pairs(score_N[row_SK], clicked_SK, ~clicked_SK, torch.ones(row_SK.shape))
         torch.autograd.backward(loss)
