@@ -1,4 +1,4 @@
-"""What another policy would have earned, from what was logged; PROPENSITIES section 6.
+"""What another policy would have earned, from what was logged; docs/propensities.md section 6.
 
 Shape: I served impressions. `weight_I` is the chance that the judged policy serves the item over the logged propensity.
 Only impressions logged after the judged model's training cut-off count: on others its value is overestimated.

@@ -113,7 +113,7 @@ def in_slate_pairs(
 ) -> Float[Tensor, ""]:
     """`sum_s sum_ij w_si softplus(-(s_si - s_sj)) / S`, i clicked and j shown but not clicked in slate s.
 
-    PROPENSITIES section 4, term (a). Slots that are neither clicked nor negative (empty, unseen) take no part.
+    docs/propensities.md section 4, term (a). Slots that are neither clicked nor negative (empty, unseen) take no part.
     """
     pair_SKK = functional.softplus(score_SK[:, None, :] - score_SK[:, :, None]) * weight_SK[:, :, None]
     counted_SKK = clicked_SK[:, :, None] & negative_SK[:, None, :]

@@ -1,4 +1,4 @@
-"""From scores to a slate, with the exact propensity of every item in it; PROPENSITIES section 3.
+"""From scores to a slate, with the exact propensity of every item in it; docs/propensities.md section 3.
 
     phi_i = s_i / T for the candidates C;  G_i = phi_i + Gumbel(0, 1);  exploit: the K - m largest G
     explore: m items, uniformly without replacement, from everything eligible outside the exploit set; in random slots

@@ -37,7 +37,7 @@ class ModelSettings(Section):
 
 
 class PolicySettings(Section):
-    """How a slate is drawn from scores; PROPENSITIES section 3. All propensities follow from these."""
+    """How a slate is drawn from scores; docs/propensities.md section 3. All propensities follow from these."""
 
     slate_size: Annotated[int, Field(ge=1, le=1_000)] = 10
     """K: items per slate where a request does not say."""

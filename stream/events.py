@@ -178,7 +178,7 @@ class RecommendedItem(Record, frozen=True, kw_only=True):
 
 
 class Recommendation(Record, frozen=True, kw_only=True):
-    """A slate, as it was served, with all that is needed to weigh what comes of it (PROPENSITIES, section 2)."""
+    """A slate, as it was served, with all that is needed to weigh what comes of it (docs/propensities.md section 2)."""
 
     request_id: Id
     user_id: Id

@@ -116,7 +116,7 @@ def click_on(slate: Slate, item_id: str, at_ms: int) -> SlateClick | None:
 
 
 def is_quiet(slate: Slate) -> bool:
-    """Nobody saw it and nobody clicked: it teaches nothing (PROPENSITIES, section 4) and is never sent."""
+    """Nobody saw it and nobody clicked: it teaches nothing (docs/propensities.md section 4) and is never sent."""
     return not (slate.seen or slate.clicks)
 
 

@@ -1,7 +1,7 @@
 """What other recommenders show: an estimate of a propensity where they log none.
 
 The share of a recommender's requests that showed the item, smoothed, over a window that forgets exponentially
-(PROPENSITIES section 4, row "served, p unknown").
+(docs/propensities.md section 4, row "served, p unknown").
 """
 
 from __future__ import annotations

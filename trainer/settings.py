@@ -33,7 +33,7 @@ class TrainerSettings(Section):
     max_wait_seconds: Annotated[float, Field(ge=0.0)] = 0.5
     """Longest wait for `min_batch` examples, in seconds."""
     in_slate_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    """Weight of the pairs inside a slate, PROPENSITIES term (a), beside the catalogue term (b)."""
+    """Weight of the pairs inside a slate, docs/propensities.md term (a), beside the catalogue term (b)."""
     propensity_cap: Annotated[float, Field(ge=1.0)] | None = None
     """Largest 1/propensity. Absent: the largest cap that keeps the effective sample size of the window at
     `min_effective_share`.

@@ -1,4 +1,4 @@
-"""From closed slates to the pairs inside them: PROPENSITIES section 4, term (a).
+"""From closed slates to the pairs inside them: docs/propensities.md section 4, term (a).
 
 A clicked item is set against what was shown beside it and not clicked: where an impression says which items came into
 view only against those, else against all. A pinned (`fixed`) item takes part like any other; a slate without both a

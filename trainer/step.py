@@ -1,4 +1,4 @@
-"""One optimiser step: both terms of PROPENSITIES section 4, and the refusal of what is not finite.
+"""One optimiser step: both terms of docs/propensities.md section 4, and the refusal of what is not finite.
 
 Shapes: B sequences, T positions, P positions with a target, S slates, K slots of the widest slate, D units.
 """

@@ -1,4 +1,4 @@
-"""What a click against the catalogue is worth: PROPENSITIES section 4, term (b), outcome by outcome.
+"""What a click against the catalogue is worth: docs/propensities.md section 4, term (b), outcome by outcome.
 
 `w = min(1/p, M) * mean(theta) / theta_k`, divided by its running mean over a window of clicks (never over the
 micro-batch), gradient-free. M is the largest cap that keeps the window's effective sample size `(sum w)^2 / sum w^2`

@@ -2,8 +2,8 @@
 
 People come in sessions with one category in mind, like some categories more than others all their life, and follow a
 series part by part: that order is what a model of sequences can learn and popularity cannot. A slate is looked at by
-the position-based model (PROPENSITIES, section 1): slot k is examined with probability 1 / (k + 1) ** position_bias,
-whatever stands there, and an examined item is clicked by taste alone.
+the position-based model (docs/propensities.md section 1): slot k is examined with probability
+1 / (k + 1) ** position_bias, whatever stands there, and an examined item is clicked by taste alone.
 
 Shapes: I items, C categories, U users, K slots of a slate.
 """

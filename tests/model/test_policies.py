@@ -283,7 +283,7 @@ def test_exploited_items_stand_in_the_order_of_a_softmax_draw() -> None:
 
 
 def test_the_live_check_of_propensities_has_mean_one() -> None:
-    """PROPENSITIES section 5: the mean of K / (N p) over served slots, as the scoring worker reports it."""
+    """docs/propensities.md section 5: the mean of K / (N p) over served slots, as the scoring worker reports it."""
     case = CASES[4]
 
     slate = case.policy.draw_many(case.shortlist, slate_size=case.slate_size, count=CHUNK, rng=np.random.default_rng(1))

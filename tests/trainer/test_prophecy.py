@@ -1,4 +1,4 @@
-"""The self-fulfilling prophecy, in one context with known truth (PROPENSITIES section 1), and its cures.
+"""The self-fulfilling prophecy, in one context with known truth (docs/propensities.md section 1), and its cures.
 
 A logger that prefers bad items served 20,000 slates; what was clicked is learnt with our weights and losses.
 """

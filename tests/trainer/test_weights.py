@@ -1,4 +1,4 @@
-"""PROPENSITIES section 4, term (b), row by row."""
+"""docs/propensities.md section 4, term (b), row by row."""
 
 from __future__ import annotations
 
