@@ -117,7 +117,7 @@ class Learner:
         stepped = self.step(self._micro(lesson, replayed))
         refused = self._learn_parts(lesson) if stepped.refused else []
         # 5.
-        self._remember(clicks, weights)
+        self._remember(clicks, weights, but=refused)
         self._count(examples, clicks)
         return Learnt(stepped, weights, refused)
 
@@ -140,8 +140,12 @@ class Learner:
                 refused += self._learn_parts(half)
         return refused
 
-    def _remember(self, clicks: Sequence[ClickExample], weights: Weights) -> None:
+    def _remember(self, clicks: Sequence[ClickExample], weights: Weights, *, but: Sequence[Example]) -> None:
+        """What was refused must not come back by replay."""
+        refused = {example.id for example in but}
         for click, weight in zip(clicks, weights.weight_N.tolist(), strict=True):
+            if click.id in refused:
+                continue
             self.replay.remember(click.user_id, Stretch((*click.context, click.item_id), (weight,)), rng=self.rng)
 
     def _replayed(self, users: int) -> list[Stretch]:

@@ -34,7 +34,7 @@ class Report:
         metrics.RECOMMENDED_VERSIONS.set(len(self._versions))
 
     def _check_propensities(self, slate: Recommendation) -> None:
-        """Over a slate the sum of 1 / (N p) is 1 on the mean if propensities are true (docs/propensities.md section 3)."""
+        """The sum of 1 / (N p) over a slate is 1 on the mean where propensities are true: docs/propensities.md, 3."""
         if slate.items and slate.eligible_count:
             served = sum(1.0 / item.propensity for item in slate.items if item.propensity is not None)
             self._check.add(served / slate.eligible_count)
