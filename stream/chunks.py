@@ -33,6 +33,12 @@ from stream.dead_letters import RawRecord
 
 SCHEME = "chunks"
 
+DEFAULT_CHUNK_RECORDS = 500
+CHUNKS_AHEAD = 2
+"""Chunks of a partition that may wait to be finished before no more is fetched of it."""
+LOOK_AGAIN_SECONDS = 0.01
+"""How long a fetch waits while some partition is left out."""
+
 Record = TypeVar("Record", bound=RawRecord)
 
 
@@ -77,6 +83,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         self._fetched: dict[TP, int] = {}
         self._finished: dict[TP, int] = {}
         self._seeks = 0
+        self._chunk_records: int = self.app.conf.broker_max_poll_records or DEFAULT_CHUNK_RECORDS
 
     def finished(self) -> Mapping[TP, int]:
         """Per partition, the offset before which everything is safe."""
@@ -142,12 +149,19 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, Sequence[Any]]:  # noqa: ASYNC109
         seeks = self._seeks
-        fetched = await super()._getmany(active_partitions, timeout)
+        wanted = {tp for tp in active_partitions or () if not self._is_ahead(tp)}
+        if wanted != active_partitions:
+            timeout = LOOK_AGAIN_SECONDS
+        fetched = await super()._getmany(wanted, timeout)
         if fetched and seeks != self._seeks:
             # Nobody can tell from which side of the seek these are: have them again.
             await self._return(tp for tp in fetched if self._is_input(tp))
             return {tp: records for tp, records in fetched.items() if not self._is_input(tp)}
         return {tp: [self._chunk(tp, rs)] if self._is_input(tp) else rs for tp, rs in fetched.items()}
+
+    def _is_ahead(self, tp: TP) -> bool:
+        """Whether enough of a partition waits to be finished: the others come first, and memory stays bounded."""
+        return self._fetched.get(tp, 0) - self._finished.get(tp, 0) >= CHUNKS_AHEAD * self._chunk_records
 
     async def _return(self, tps: Iterable[TP]) -> None:
         for tp in tps:

@@ -32,9 +32,9 @@ class Broker(mode.Service):  # type: ignore[misc] # mode has no types
         self.brings: dict[TP, list[Any]] = {}
         self.meanwhile: Callable[[], Awaitable[None]] = nothing
 
-    async def getmany(self, _tps: object, _timeout: float) -> dict[TP, list[Any]]:
+    async def getmany(self, tps: set[TP], _timeout: float) -> dict[TP, list[Any]]:
         await self.meanwhile()
-        return self.brings
+        return {tp: records for tp, records in self.brings.items() if tp in tps}
 
 
 class Unconnected(Consumer):
@@ -61,7 +61,7 @@ class Unconnected(Consumer):
     async def fetch(self, *offsets: int, tp: TP = CLICKS) -> list[ConsumerMessage]:
         """What one fetch hands on, as Faust's messages."""
         self.broker.brings = {tp: [record(tp, offset) for offset in offsets]}
-        fetched = await self._getmany(None, 1.0)
+        fetched = await self._getmany({tp}, 1.0)
         messages = [self._to_message(tp, each) for each in fetched.get(tp, ())]
         for message in messages:
             message.incref()
@@ -174,6 +174,18 @@ async def test_what_was_fetched_while_a_seek_ran_is_fetched_again(consumer: Unco
 
     assert await consumer.fetch(20, 21) == []
     assert consumer.sought == [(CLICKS, 10)]
+
+
+async def test_a_partition_of_which_enough_waits_is_not_fetched_until_some_is_finished(app: faust.App) -> None:
+    app.conf.broker_max_poll_records = 2
+    consumer = Unconnected(app)
+    [first] = await consumer.fetch(10, 11)
+    [second] = await consumer.fetch(12, 13)
+
+    assert await consumer.fetch(14, 15) == []
+    finish(consumer, first)
+    assert [message.offset for message in await consumer.fetch(14, 15)] == [15]
+    assert second.value.next == 14
 
 
 async def test_acknowledging_twice_commits_once(consumer: Unconnected) -> None:
