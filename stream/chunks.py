@@ -82,6 +82,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         super().__init__(*args, **kwargs)
         self._fetched: dict[TP, int] = {}
         self._finished: dict[TP, int] = {}
+        self._required: dict[TP, int] = {}
         self._seeks = 0
         self._chunk_records: int = self.app.conf.broker_max_poll_records or DEFAULT_CHUNK_RECORDS
 
@@ -91,7 +92,11 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
 
     def is_next(self, tp: TP, chunk: Chunk[Any]) -> bool:
         """Whether all before the chunk is finished; it may overlap with what is."""
-        return chunk.first <= self._finished[tp]
+        return tp in self._finished and chunk.first <= self._finished[tp]
+
+    def require(self, tp: TP, behind: int) -> None:
+        """Has records up to this offset fetched, however many of the partition wait to be finished."""
+        self._required[tp] = behind
 
     def has_more(self, tp: TP, read: int | None) -> bool:
         """Whether records wait behind offset `read` (None: behind what is finished), here or on the broker.
@@ -113,18 +118,19 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         """Goes back to the committed offsets; what was fetched and not finished comes again."""
         self._seeks += 1
         await super().perform_seek()
-        self._seeks += 1
-        for tp in self.assignment():
+        for tp in filter(self._is_input, self.assignment()):
+            self._forget(tp)
             committed = self._read_offset[tp]
-            if self._is_input(tp) and committed is not None:
+            if committed is None:
+                await self._thread.seek_to_beginning(TopicPartition(*tp))
+            else:
                 self._fetched[tp] = self._finished[tp] = committed
-                self._forget_acknowledged(tp)
+        self._seeks += 1
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Forgets where these stood: somebody else may carry on."""
         for tp in revoked:
-            self._fetched.pop(tp, None)
-            self._finished.pop(tp, None)
+            self._forget(tp)
         await super().on_partitions_revoked(revoked)
 
     def ack(self, message: Any) -> bool:  # noqa: ANN401 - Faust's message
@@ -161,7 +167,9 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
 
     def _is_ahead(self, tp: TP) -> bool:
         """Whether enough of a partition waits to be finished: the others come first, and memory stays bounded."""
-        return self._fetched.get(tp, 0) - self._finished.get(tp, 0) >= CHUNKS_AHEAD * self._chunk_records
+        fetched = self._fetched.get(tp, 0)
+        waiting = fetched - self._finished.get(tp, 0)
+        return waiting >= CHUNKS_AHEAD * self._chunk_records and fetched >= self._required.get(tp, 0)
 
     async def _return(self, tps: Iterable[TP]) -> None:
         for tp in tps:
@@ -184,6 +192,12 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         if not self._is_input(tp):
             await super()._add_gap(tp, offset_from, offset_to)
+
+    def _forget(self, tp: TP) -> None:
+        self._fetched.pop(tp, None)
+        self._finished.pop(tp, None)
+        self._required.pop(tp, None)
+        self._forget_acknowledged(tp)
 
     def _forget_acknowledged(self, tp: TP) -> None:
         self._acked[tp].clear()

@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 import structlog
+from faust.types import TP
 
-from stream.debts import read_debts
+from stream.debts import Spans, read_debts
 from stream.folding import SOURCES
 from stream.intake import Batch, Intake
 from stream.settings import KafkaSettings
@@ -61,10 +62,15 @@ class Reader:
             self._generation, self._intakes = self._app.consumer_generation_id, {}
         partition = message.partition
         if partition not in self._intakes:
-            owed = await read_debts(self._kafka, partition, self._consumer.finished())
-            self._intakes[partition] = Intake(partition, self._topics, owed=owed)
+            self._intakes[partition] = Intake(partition, self._topics, owed=await self._owed(partition))
         if self._is_current(message):
             self._intakes[partition].put(message, finished=self._consumer.finished()[message.tp])
+
+    async def _owed(self, partition: int) -> Spans:
+        owed = await read_debts(self._kafka, partition, self._consumer.finished())
+        for topic, span in owed.items():
+            self._consumer.require(TP(topic, partition), span.behind)
+        return owed
 
     async def _hand_on(self, partition: int) -> None:
         intake = self._intakes.get(partition)
@@ -96,4 +102,5 @@ class Reader:
             message.ack(self._consumer)
 
     def _is_current(self, message: Any) -> bool:  # noqa: ANN401 - Faust's message
-        return bool(message.generation_id == self._app.consumer_generation_id)
+        """Whether its partition is still ours: as soon as a rebalance begins, nothing new may be written."""
+        return bool(self._consumer.flow_active and message.generation_id == self._app.consumer_generation_id)

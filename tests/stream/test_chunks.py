@@ -30,11 +30,15 @@ class Broker(mode.Service):  # type: ignore[misc] # mode has no types
     def __init__(self) -> None:
         super().__init__()
         self.brings: dict[TP, list[Any]] = {}
+        self.rewound: tuple[TP, ...] = ()
         self.meanwhile: Callable[[], Awaitable[None]] = nothing
 
     async def getmany(self, tps: set[TP], _timeout: float) -> dict[TP, list[Any]]:
         await self.meanwhile()
         return {tp: records for tp, records in self.brings.items() if tp in tps}
+
+    async def seek_to_beginning(self, *tps: TP) -> None:
+        self.rewound = tps
 
 
 class Unconnected(Consumer):
@@ -42,7 +46,7 @@ class Unconnected(Consumer):
 
     def __init__(self, app: faust.App) -> None:
         super().__init__(app.transport, callback=nothing, on_partitions_revoked=nothing, on_partitions_assigned=nothing)
-        self.committed = 10
+        self.committed: int | None = 10
         self.sought: list[tuple[TP, int]] = []
 
     def _new_consumer_thread(self) -> Broker:
@@ -52,7 +56,7 @@ class Unconnected(Consumer):
     def assignment(self) -> set[TP]:
         return {CLICKS, CHANGELOG}
 
-    async def seek_to_committed(self) -> Mapping[TP, int]:
+    async def seek_to_committed(self) -> Mapping[TP, int | None]:
         return {CLICKS: self.committed}
 
     async def seek(self, partition: TP, offset: int) -> None:
@@ -186,6 +190,27 @@ async def test_a_partition_of_which_enough_waits_is_not_fetched_until_some_is_fi
     finish(consumer, first)
     assert [message.offset for message in await consumer.fetch(14, 15)] == [15]
     assert second.value.next == 14
+
+
+async def test_what_is_required_is_fetched_however_much_waits(app: faust.App) -> None:
+    app.conf.broker_max_poll_records = 2
+    consumer = Unconnected(app)
+    await consumer.fetch(10, 11, 12, 13)
+    consumer.require(CLICKS, 16)
+
+    assert [message.offset for message in await consumer.fetch(14, 15)] == [15]
+    assert await consumer.fetch(16, 17) == []
+
+
+async def test_where_nothing_is_committed_a_seek_goes_to_the_beginning(consumer: Unconnected) -> None:
+    await consumer.fetch(10, 11)
+    consumer.committed = None
+
+    await consumer.perform_seek()
+
+    assert consumer.broker.rewound == (CLICKS,)
+    [message] = await consumer.fetch(0, 1)
+    assert message.value.first == 0
 
 
 async def test_acknowledging_twice_commits_once(consumer: Unconnected) -> None:
