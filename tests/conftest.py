@@ -31,7 +31,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
         if "CI" in os.environ:
             raise
         pytest.skip(f"no local Kafka can be had: {error}")
-    local = LocalKafka(tmp_path_factory.mktemp("kafka"), port=0)
+    local = LocalKafka(tmp_path_factory.mktemp("state") / "kafka", port=0)
     local.start()
     yield local
     local.stop()

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from deploy.local.tether import tie_to_parent
-from deploy.settings import load_settings
+from deploy.settings import Settings, load_settings
 
 BAD_USAGE = 2
 
@@ -29,6 +29,10 @@ COMMANDS = {
     "schemas": "deploy.cli.schemas:schemas",
 }
 """Where each command stands: a function, or a typer app for a command with sub-commands."""
+
+
+CLIENTS = frozenset({"run", "retrain", "topics", "accounts", "produce", "replay", "watch"})
+"""Commands that talk to a Kafka which runs already."""
 
 
 class CommandsOnDemand(TyperGroup):
@@ -87,7 +91,19 @@ def read_settings(
         tie_to_parent()
     kafka = {} if bootstrap_servers is None else {"bootstrap_servers": bootstrap_servers}
     state = {} if state_directory is None else {"directory": state_directory}
-    context.obj = load_settings(settings_path, kafka=kafka, state=state)
+    settings = load_settings(settings_path, kafka=kafka, state=state)
+    context.obj = with_local_kafka(settings) if context.invoked_subcommand in CLIENTS else settings
+
+
+def with_local_kafka(settings: Settings) -> Settings:
+    """Where no Kafka is configured, the address of the local one that runs in the state folder, whatever its port."""
+    from deploy.local.kafka import LocalKafka  # noqa: PLC0415 - `--help` needs none of it
+
+    if "bootstrap_servers" in settings.kafka.model_fields_set:
+        return settings
+    running = LocalKafka(settings.kafka_directory).status().bootstrap_servers
+    found = {} if running is None else {"bootstrap_servers": running}
+    return settings.model_copy(update={"kafka": settings.kafka.model_copy(update=found)})
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from deploy.cli.main import COMMANDS
+from deploy.local.kafka import LocalKafka
+from stream.settings import KafkaSettings
 
 HEAVY = ("torch", "faust", "pyarrow", "sqlalchemy", "apscheduler", "pytest")
 
@@ -46,6 +48,20 @@ def test_options_of_the_root_reach_the_settings(tmp_path: Path) -> None:
 
     assert 'bootstrap_servers = "a:1"\n' in shown.stdout
     assert 'directory = "there"\n' in shown.stdout
+
+
+@pytest.mark.broker
+def test_commands_find_the_local_kafka_of_the_state_folder(
+    broker: LocalKafka, kafka: KafkaSettings, tmp_path: Path
+) -> None:
+    state = broker.log.parents[1]
+    (tmp_path / "own.toml").write_text(
+        f"[kafka]\ntopic_prefix = {kafka.topic_prefix!r}\npartitions = {kafka.partitions}\n"
+    )
+
+    checked = sasrec_stream("--settings", "own.toml", "--state-directory", str(state), "topics", "check", cwd=tmp_path)
+
+    assert checked.returncode == 0, checked.stderr
 
 
 @pytest.mark.parametrize("module", HEAVY)
