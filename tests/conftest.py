@@ -17,6 +17,8 @@ from stream.admin import create_topics
 from stream.clients import admin
 from stream.settings import KafkaSettings
 
+HANGS_AFTER_SECONDS = 240.0  # not how fast anything has to be, but when to stop waiting; below pytest's own timeout
+
 # No test judges by time, and CI runs the same examples every time.
 hypothesis.settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("ours")
@@ -54,9 +56,9 @@ def wait_until() -> Callable[[Callable[[], Any]], Any]:
     """Asks again until the answer is true and gives it back; a test waits for a condition, never for a time."""
 
     def wait(condition: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the condition answers
-        deadline = time.monotonic() + 60.0
+        deadline = time.monotonic() + HANGS_AFTER_SECONDS
         while not (answer := condition()):
-            assert time.monotonic() < deadline, "the condition did not come true in a minute"
+            assert time.monotonic() < deadline, f"the condition did not come true in {HANGS_AFTER_SECONDS:.0f} s: something hangs"
             time.sleep(0.02)  # reason: between two questions
         return answer
 
