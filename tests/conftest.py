@@ -58,7 +58,7 @@ def wait_until() -> Callable[[Callable[[], Any]], Any]:
     def wait(condition: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the condition answers
         deadline = time.monotonic() + HANGS_AFTER_SECONDS
         while not (answer := condition()):
-            assert time.monotonic() < deadline, f"the condition did not come true in {HANGS_AFTER_SECONDS:.0f} s: something hangs"
+            assert time.monotonic() < deadline, f"not true in {HANGS_AFTER_SECONDS:.0f} s: something hangs"
             time.sleep(0.02)  # reason: between two questions
         return answer
 
