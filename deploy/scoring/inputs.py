@@ -27,6 +27,10 @@ HEARTBEAT_MS = 2_000
 REBALANCE_TIMEOUT_MS = 15_000
 """How long the group waits for a member that does not answer; also the longest turn of the worker's loop."""
 COMMIT_TIMEOUT_MS = 1_000
+FIRST_JOIN_SECONDS, LONGEST_JOIN_SECONDS = 0.1, 3.0
+"""How long a poll waits while the group settles, twice as long each time. kafka-python throws away an answer to its
+joining that comes between two polls and joins anew, so polls shorter than the round trip would never have us in.
+"""
 
 
 class Done(NamedTuple):
@@ -70,6 +74,7 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python s
         self.moving = True
         """While the group settles whose the partitions are: answering now might answer what another answers, too."""
         self._assigned = False
+        self._join_seconds = FIRST_JOIN_SECONDS
         self._next: dict[Source, int] = {}
         self._answer_from: dict[Source, int] = {}
         self._rebuild_to: dict[Source, int] = {}
@@ -88,8 +93,13 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python s
         self._assigned = True
 
     def poll(self, *, timeout_seconds: float, limit: int) -> list[tuple[Source, list[Any]]]:
-        """The records that arrived, by source and in order; waits no longer than until the first one is there."""
-        polled = self._consumer.poll(timeout_ms=math.ceil(timeout_seconds * 1_000), max_records=limit)
+        """The records that arrived, by source and in order; waits no longer than until the first one is there.
+
+        While the group settles there are none.
+        """
+        seconds = self._join_seconds if self.moving else timeout_seconds
+        self._join_seconds = min(2 * self._join_seconds, LONGEST_JOIN_SECONDS) if self.moving else FIRST_JOIN_SECONDS
+        polled = self._consumer.poll(timeout_ms=math.ceil(seconds * 1_000), max_records=limit)
         arrived = [(self._source(partition), records) for partition, records in polled.items()]
         for source, records in arrived:
             self._next[source] = records[-1].offset + 1
@@ -140,7 +150,10 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python s
         return (total - behind, total) if self._rebuild_to else None
 
     def commit(self, done: Mapping[Source, Done]) -> None:
-        """Says for whoever comes after us what is answered; a partition that just went is no longer ours to say so."""
+        """Says for whoever comes after us what is answered; a partition that just went is no longer ours to say so.
+
+        Refused because the group settles anew, it is said again when it has: an assignment always follows.
+        """
         offsets = {
             self._partition(source): OffsetAndMetadata(offset, str(recommended), -1)
             for source, (offset, recommended) in done.items()
@@ -148,6 +161,7 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python s
         try:
             self._consumer.commit(offsets, timeout_ms=COMMIT_TIMEOUT_MS)
         except (CommitFailedError, RebalanceInProgressError, KafkaTimeoutError) as error:
+            self.moving = self.moving or not isinstance(error, KafkaTimeoutError)
             structlog.get_logger().info("not committed; the next commit says it again", reason=str(error))
 
     def close(self) -> None:
