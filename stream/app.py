@@ -108,9 +108,11 @@ async def _run_until(stop: asyncio.Event, app: faust.App, on_ready: Callable[[],
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    await app.stop()
-    if app.crashed:
-        raise app.crash_reason
+    try:
+        await app.stop()
+    finally:
+        if app.crashed:
+            raise app.crash_reason
     if running.done():
         running.result()
     running.cancel()

@@ -83,6 +83,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         self._fetched: dict[TP, int] = {}
         self._finished: dict[TP, int] = {}
         self._required: dict[TP, int] = {}
+        self._is_rewinding = False
         self._seeks = 0
         self._chunk_records: int = self.app.conf.broker_max_poll_records or DEFAULT_CHUNK_RECORDS
 
@@ -115,22 +116,31 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         self._unacked_messages.discard(message)
 
     async def perform_seek(self) -> None:
-        """Goes back to the committed offsets; what was fetched and not finished comes again."""
+        """Goes back to the committed offsets; what was fetched and not finished comes again.
+
+        Until the flow is resumed no input is fetched: Faust then empties the queues, and what had come would be lost.
+        """
+        self._is_rewinding = True
         self._seeks += 1
         await super().perform_seek()
-        for tp in filter(self._is_input, self.assignment()):
-            self._forget(tp)
-            committed = self._read_offset[tp]
-            if committed is None:
-                await self._thread.seek_to_beginning(TopicPartition(*tp))
-            else:
-                self._fetched[tp] = self._finished[tp] = committed
+        inputs = list(filter(self._is_input, self.assignment()))
+        await self._begin([tp for tp in inputs if self._read_offset[tp] is None])
+        for tp in inputs:
+            self._forget_acknowledged(tp)
+            self._fetched[tp] = self._finished[tp] = self._read_offset[tp] or 0
         self._seeks += 1
+
+    def resume_flow(self) -> None:
+        """Lets messages through again."""
+        self._is_rewinding = False
+        super().resume_flow()
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Forgets where these stood: somebody else may carry on."""
         for tp in revoked:
-            self._forget(tp)
+            self._fetched.pop(tp, None)
+            self._finished.pop(tp, None)
+            self._required.pop(tp, None)
         await super().on_partitions_revoked(revoked)
 
     def ack(self, message: Any) -> bool:  # noqa: ANN401 - Faust's message
@@ -155,7 +165,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, Sequence[Any]]:  # noqa: ASYNC109
         seeks = self._seeks
-        wanted = {tp for tp in active_partitions or () if not self._is_ahead(tp)}
+        wanted = {tp for tp in active_partitions or () if not self._must_wait(tp)}
         if wanted != active_partitions:
             timeout = LOOK_AGAIN_SECONDS
         fetched = await super()._getmany(wanted, timeout)
@@ -165,11 +175,22 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
             return {tp: records for tp, records in fetched.items() if not self._is_input(tp)}
         return {tp: [self._chunk(tp, rs)] if self._is_input(tp) else rs for tp, rs in fetched.items()}
 
+    def _must_wait(self, tp: TP) -> bool:
+        return self._is_input(tp) and (self._is_rewinding or self._is_ahead(tp))
+
     def _is_ahead(self, tp: TP) -> bool:
         """Whether enough of a partition waits to be finished: the others come first, and memory stays bounded."""
         fetched = self._fetched.get(tp, 0)
         waiting = fetched - self._finished.get(tp, 0)
         return waiting >= CHUNKS_AHEAD * self._chunk_records and fetched >= self._required.get(tp, 0)
+
+    async def _begin(self, never_committed: list[TP]) -> None:
+        """Goes to the first record there is; Faust's own seek leaves these where they are."""
+        if never_committed:
+            first = await self.earliest_offsets(*(TopicPartition(*tp) for tp in never_committed))
+            for tp, offset in first.items():
+                await self.seek(tp, offset)
+                self._read_offset[tp] = offset
 
     async def _return(self, tps: Iterable[TP]) -> None:
         for tp in tps:
@@ -192,12 +213,6 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         if not self._is_input(tp):
             await super()._add_gap(tp, offset_from, offset_to)
-
-    def _forget(self, tp: TP) -> None:
-        self._fetched.pop(tp, None)
-        self._finished.pop(tp, None)
-        self._required.pop(tp, None)
-        self._forget_acknowledged(tp)
 
     def _forget_acknowledged(self, tp: TP) -> None:
         self._acked[tp].clear()

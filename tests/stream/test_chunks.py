@@ -30,15 +30,14 @@ class Broker(mode.Service):  # type: ignore[misc] # mode has no types
     def __init__(self) -> None:
         super().__init__()
         self.brings: dict[TP, list[Any]] = {}
-        self.rewound: tuple[TP, ...] = ()
         self.meanwhile: Callable[[], Awaitable[None]] = nothing
 
     async def getmany(self, tps: set[TP], _timeout: float) -> dict[TP, list[Any]]:
         await self.meanwhile()
         return {tp: records for tp, records in self.brings.items() if tp in tps}
 
-    async def seek_to_beginning(self, *tps: TP) -> None:
-        self.rewound = tps
+    async def earliest_offsets(self, *tps: TP) -> dict[TP, int]:
+        return dict.fromkeys(tps, 3)
 
 
 class Unconnected(Consumer):
@@ -150,9 +149,18 @@ async def test_a_chunk_of_an_older_generation_is_not_committed(consumer: Unconne
     assert consumer._new_offset(CLICKS) == 10
 
 
+async def test_nothing_is_fetched_between_a_seek_and_the_moment_when_the_flow_is_resumed(consumer: Unconnected) -> None:
+    await consumer.perform_seek()
+
+    assert await consumer.fetch(10, 11) == []
+    consumer.resume_flow()
+    assert [message.offset for message in await consumer.fetch(10, 11)] == [11]
+
+
 async def test_after_a_seek_everything_begins_at_the_committed_offset(consumer: Unconnected) -> None:
     await consumer.fetch(10, 11)
     await consumer.perform_seek()
+    consumer.resume_flow()
 
     [again] = await consumer.fetch(10, 11)
     finish(consumer, again)
@@ -166,6 +174,7 @@ async def test_an_overlap_with_what_is_committed_is_taken_once_more(consumer: Un
     finish(consumer, message)
     consumer.committed = 12
     await consumer.perform_seek()
+    consumer.resume_flow()
 
     [overlapping] = await consumer.fetch(12, 13, 14)
     finish(consumer, overlapping)
@@ -207,10 +216,11 @@ async def test_where_nothing_is_committed_a_seek_goes_to_the_beginning(consumer:
     consumer.committed = None
 
     await consumer.perform_seek()
+    consumer.resume_flow()
 
-    assert consumer.broker.rewound == (CLICKS,)
-    [message] = await consumer.fetch(0, 1)
-    assert message.value.first == 0
+    assert consumer.sought == [(CLICKS, 3)]
+    [message] = await consumer.fetch(3, 4)
+    assert consumer.is_next(CLICKS, message.value)
 
 
 async def test_acknowledging_twice_commits_once(consumer: Unconnected) -> None:
