@@ -10,6 +10,8 @@ from deploy.settings import Settings
 from stream.accounts import Account, read_accounts
 
 UNBALANCED = 1
+COLUMNS = 120
+"""Of text that every number fits into; a narrower terminal wraps lines rather than numbers."""
 
 
 def accounts(context: typer.Context) -> None:
@@ -19,7 +21,7 @@ def accounts(context: typer.Context) -> None:
     """
     settings: Settings = context.obj
     ledger = read_accounts(settings.kafka)
-    Console().print(as_table(ledger))
+    Console(width=max(Console().width, COLUMNS)).print(as_table(ledger))
     if any(account.waiting < 0 for account in ledger):
         raise typer.Exit(UNBALANCED)
 
