@@ -36,6 +36,7 @@ SCHEME = "chunks"
 DEFAULT_CHUNK_RECORDS = 500
 CHUNKS_AHEAD = 2
 """Chunks of a partition that may wait to be finished before no more is fetched of it."""
+FETCH_WAIT_MS = 200
 LOOK_AGAIN_SECONDS = 0.01
 """How long a fetch waits while some partition is left out."""
 
@@ -59,11 +60,16 @@ class Chunk(Generic[Record]):
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # Faust has no types
-    """Reads committed records only, so that what a producer took back is never handled."""
+    """Reads committed records only, so that what a producer took back is never handled.
+
+    A broker answers one request of a connection after the other: behind a fetch that waits 1.5 s for records, as
+    Faust's do, a rebalance stands still for as long.
+    """
 
     def _create_worker_consumer(self, transport: driver.Transport) -> Any:  # noqa: ANN401 - aiokafka has no types
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # noqa: SLF001 - Faust has no setting for it
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001 - the same
         return consumer
 
     def has_more(self, tp: TP) -> bool:
