@@ -127,6 +127,11 @@ class ExampleReader:
             for partition in self._examples
         )
 
+    def left(self) -> int:
+        """Examples that stand on the broker now and were not read yet; asks the broker."""
+        ends: dict[TopicPartition, int] = self._consumer.end_offsets(self._examples)
+        return sum(end - self._consumer.position(partition) for partition, end in ends.items())
+
     def commit(self) -> None:
         """Shows the cut to tools that look at consumer groups; nothing ever resumes from there."""
         topic = self._examples[0].topic

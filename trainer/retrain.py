@@ -129,16 +129,14 @@ def _batches(stretches: Sequence[Stretch], users: int, rng: np.random.Generator)
 
 
 def _catch_up(learner: Learner, settings: RetrainingSettings, cut: Cut, *, stop: threading.Event) -> Cut:
-    """Learns what came since the snapshot, in large micro-batches, until there is no more for the moment."""
+    """Learns what came since the snapshot until less than one micro-batch is left; more keeps coming all the time."""
     reader = ExampleReader(settings.kafka, announcements_from={})
     reader.resume(cut)
     try:
-        while not stop.is_set():
+        while not stop.is_set() and reader.left() >= settings.trainer.max_batch:
             read = reader.read(most=settings.trainer.max_batch, timeout_seconds=POLL_SECONDS)
             if read.examples:
                 learner.learn(read.examples)
-            elif reader.lag() == 0:
-                break
         return reader.cut
     finally:
         reader.close()
