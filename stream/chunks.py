@@ -105,13 +105,13 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         """Has records up to this offset fetched, however many of the partition wait to be finished."""
         self._required[tp] = behind
 
-    def has_more(self, tp: TP, read: int | None) -> bool:
-        """Whether records wait behind offset `read` (None: behind what is finished), here or on the broker.
+    def is_coming(self, tp: TP, read: int | None) -> bool:
+        """Whether records behind offset `read` (None: behind what is finished) are on their way to the agent."""
+        return self._fetched.get(tp, 0) > (self._finished.get(tp, 0) if read is None else read)
 
-        Also true as long as the broker has not said.
-        """
-        fetched = self._fetched.get(tp, 0)
-        return fetched > (self._finished.get(tp, 0) if read is None else read) or self._thread.has_more(tp)
+    def has_more(self, tp: TP, read: int | None) -> bool:
+        """Whether records behind offset `read` are on their way, or on the broker, or nobody has said yet."""
+        return self.is_coming(tp, read) or self._thread.has_more(tp)
 
     def hold(self, message: Any) -> None:  # noqa: ANN401 - Faust's message
         """Lets a rebalance wait for the message, which is being handled."""

@@ -8,7 +8,7 @@ to the same, its id says up to where.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -31,20 +31,27 @@ def span_headers(spans: Spans) -> Headers:
     return [(SPANS, msgspec.msgpack.encode(spans))] if len(spans) > 1 else []
 
 
-async def read_debts(kafka: KafkaSettings, partition: int, finished: Mapping[TP, int]) -> Spans:
-    """What a worker before this one may have left unfinished in a partition; empty where nothing."""
+async def read_debts(kafka: KafkaSettings, partitions: Iterable[int], finished: Mapping[TP, int]) -> dict[int, Spans]:
+    """What workers before this one may have left unfinished, by partition; empty where nothing."""
     consumer = AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap_servers.split(","), enable_auto_commit=False)
     await consumer.start()
     try:
-        last = await _last_record(consumer, TopicPartition(kafka.topic(EXAMPLES), partition))
-        spans = {} if last is None else _spans_of(kafka, last)
-        is_open = [
-            await _is_open(consumer, TopicPartition(topic, partition), spans[topic], finished) for topic in spans
-        ]
-        # Once the offset of one is committed, the states are written, and nothing is owed of the others either.
-        return spans if all(is_open) else {}
+        return {partition: await _read_debt(consumer, kafka, partition, finished) for partition in partitions}
     finally:
         await consumer.stop()
+
+
+async def _read_debt(
+    consumer: Any,  # noqa: ANN401 - aiokafka has no types
+    kafka: KafkaSettings,
+    partition: int,
+    finished: Mapping[TP, int],
+) -> Spans:
+    last = await _last_record(consumer, TopicPartition(kafka.topic(EXAMPLES), partition))
+    spans = {} if last is None else _spans_of(kafka, last)
+    is_open = [await _is_open(consumer, TopicPartition(topic, partition), spans[topic], finished) for topic in spans]
+    # Once the offset of one is committed, the states are written, and nothing is owed of the others either.
+    return spans if all(is_open) else {}
 
 
 def _spans_of(kafka: KafkaSettings, record: Any) -> Spans:  # noqa: ANN401 - aiokafka's record

@@ -98,6 +98,10 @@ class Intake:
             raise ValueError(f"{message.tp} jumped from {behind} to {message.value.first}; start the worker again")
         queue.put(message)
 
+    def is_any(self, holds: HasMore) -> bool:
+        """Whether something holds of one of the topics and of the offset up to which it was queued."""
+        return any(holds(TP(topic, self._partition), queue.behind) for topic, queue in self._queues.items())
+
     @property
     def is_empty(self) -> bool:
         """Whether nothing is queued."""

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from faust.types import TP
 
-from stream.debts import Spans, read_debts
+from stream.debts import read_debts
 from stream.folding import SOURCES
 from stream.intake import Batch, Intake
 from stream.settings import KafkaSettings
@@ -18,7 +18,7 @@ from stream.worker import StreamWorker
 log = structlog.get_logger()
 
 LOOK_AGAIN_SECONDS = 0.02
-PATIENCE_SECONDS = 2.0
+PATIENCE_SECONDS = 5.0
 """How long records wait for older ones of another topic that the broker is said to have."""
 
 
@@ -59,18 +59,20 @@ class Reader:
     async def _take_in(self, message: Any) -> None:  # noqa: ANN401 - Faust's message
         self._consumer.release(message)
         if self._app.consumer_generation_id != self._generation:
-            self._generation, self._intakes = self._app.consumer_generation_id, {}
-        partition = message.partition
-        if partition not in self._intakes:
-            self._intakes[partition] = Intake(partition, self._topics, owed=await self._owed(partition))
+            await self._begin_generation()
         if self._is_current(message):
-            self._intakes[partition].put(message, finished=self._consumer.finished()[message.tp])
+            intake = self._intakes[message.partition]
+            intake.put(message, finished=self._consumer.finished()[message.tp])
+            self._waiting_since.pop(message.partition, None)
 
-    async def _owed(self, partition: int) -> Spans:
-        owed = await read_debts(self._kafka, partition, self._consumer.finished())
-        for topic, span in owed.items():
-            self._consumer.require(TP(topic, partition), span.behind)
-        return owed
+    async def _begin_generation(self) -> None:
+        generation, finished = self._app.consumer_generation_id, dict(self._consumer.finished())
+        debts = await read_debts(self._kafka, {tp.partition for tp in finished}, finished)
+        self._intakes = {partition: Intake(partition, self._topics, owed=owed) for partition, owed in debts.items()}
+        self._generation = generation
+        for partition, owed in debts.items():
+            for topic, span in owed.items():
+                self._consumer.require(TP(topic, partition), span.behind)
 
     async def _hand_on(self, partition: int) -> None:
         intake = self._intakes.get(partition)
@@ -85,8 +87,10 @@ class Reader:
             await self._handle(batch)
 
     def _out_of_patience(self, partition: int, intake: Intake) -> Batch | None:
-        since = self._waiting_since.setdefault(partition, time.monotonic())
-        if time.monotonic() < since + PATIENCE_SECONDS:
+        now = time.monotonic()
+        if intake.is_any(self._consumer.is_coming):
+            self._waiting_since[partition] = now
+        if now < self._waiting_since.setdefault(partition, now) + PATIENCE_SECONDS:
             return None
         log.warning("waited in vain for older records of another topic", partition=partition)
         return intake.take_all()
