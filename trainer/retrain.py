@@ -30,7 +30,7 @@ from stream.settings import KafkaSettings, StreamSettings
 from trainer.baselines import Events
 from trainer.batch import Stretch, collate
 from trainer.cut import Cut, later
-from trainer.examples import ExampleReader, newest_announcement
+from trainer.examples import ExampleReader, Patience, newest_announcement
 from trainer.gate import Verdict, is_question, judge
 from trainer.learner import Learner
 from trainer.publish import announce, new_lineage, write
@@ -41,6 +41,7 @@ from trainer.step import Micro
 
 EVENTS_AT_ONCE = 10_000
 POLL_SECONDS = 0.2
+FULL_BATCH_SECONDS = 1.0
 
 Tell = Callable[[str], None]
 
@@ -132,9 +133,10 @@ def _catch_up(learner: Learner, settings: RetrainingSettings, cut: Cut, *, stop:
     """Learns what came since the snapshot until less than one micro-batch is left; more keeps coming all the time."""
     reader = ExampleReader(settings.kafka, announcements_from={})
     reader.resume(cut)
+    full = Patience(settings.trainer.max_batch, settings.trainer.max_batch, FULL_BATCH_SECONDS)
     try:
         while not stop.is_set() and reader.left() >= settings.trainer.max_batch:
-            read = reader.read(most=settings.trainer.max_batch, timeout_seconds=POLL_SECONDS)
+            read = reader.gather(full, stop=stop)
             if read.examples:
                 learner.learn(read.examples)
         return reader.cut
