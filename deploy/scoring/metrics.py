@@ -12,7 +12,6 @@ WINDOW = 2_000
 
 RECOMMENDATIONS = Counter("sasrec_recommendations", "Slates published and acknowledged.", ["policy"])
 RECOMMENDED_VERSIONS = Gauge("sasrec_recommended_versions", "Model versions that served a slate since the start.")
-SHORT_SLATES = Counter("sasrec_short_slates", "Slates with fewer items than asked for: no more were eligible.")
 COALESCED = Counter("sasrec_coalesced_clicks", "Clicks whose slate was left out for that of a newer click.")
 LIVE_MODEL = Gauge("sasrec_live_model_info", "1 for the version that serves.", ["lineage", "version"])
 TRAINED_THROUGH = Gauge(
