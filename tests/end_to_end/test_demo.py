@@ -76,13 +76,12 @@ def test_the_demo_learns_recommends_and_loses_nothing(tmp_path: Path) -> None:
     assert summary["exit_reason"] == "time is up"
     assert summary["model_versions"] >= 2
     assert summary["lost"] == summary["doubled"] == summary["dead_lettered"] == 0
-    assert summary["applied"] == summary["produced"]["clicks"] > 0
-    assert summary["produced"]["impressions"] > 0
-    assert summary["recommendations"] > 0
+    assert summary["applied"] == summary["produced"]["clicks"] > 500
+    assert summary["produced"]["impressions"] > 100
+    assert summary["recommendations"] > 500
     assert summary["processes_dead"] == []
     assert summary["restarts"] == 0
-    # How far it learns in 45 seconds is a matter of the machine; that it learns is held by tests of the learner.
-    assert summary["hr10"]["sasrec"] is not None
+    assert summary["hr10"]["sasrec"] > summary["hr10"]["popular"]
     assert not any(alive(pid) for pid in pids(tmp_path).values())
 
 
