@@ -64,7 +64,7 @@ class Child:
         self._close_pipe()
         if self._killed_because:
             return self._killed_because
-        return f"{_status_words(status)}: {last_line(self._log)}"
+        return f"{_status_words(status)}: {last_line(self._log) or 'it said nothing'}"
 
     def terminate(self) -> None:
         """Asks it to end."""
@@ -91,11 +91,11 @@ class Child:
 
 
 def last_line(log: Path) -> str:
-    """What the process said last, in a few words: of a structured line its event and the error it carries."""
+    """What the process said last, in a few words: of a structured line its event and the error it carries; '' before that."""
     with log.open("rb") as lines:
         lines.seek(max(0, log.stat().st_size - TAIL_BYTES))
         spoken = [line for line in lines.read().decode(errors="replace").splitlines() if line.strip()]
-    return _words(spoken[-1])[:SHOWN_CHARACTERS] if spoken else "it said nothing"
+    return _words(spoken[-1])[:SHOWN_CHARACTERS] if spoken else ""
 
 
 def _words(line: str) -> str:

@@ -108,7 +108,7 @@ class Machine:
 
     def kafka_news(self) -> str:
         """What the broker that is being started does just now: fetching takes a while on the first day."""
-        return f"starting Kafka: {last_line(self._supervisor.log_of(KAFKA))}"
+        return ": ".join(filter(None, ("starting Kafka", last_line(self._supervisor.log_of(KAFKA)))))
 
     def applications_work(self) -> bool:
         """Whether every process answers, the trainer has its network, and every consumer group its partitions."""
