@@ -56,11 +56,11 @@ clean:
 
 # What is installed is noted in empty files, so that nothing is done again before its inputs change.
 $(venv)/.demo: $(inputs) | $(bin)/python
-	TORCH=$(TORCH) $(bin)/python requirements/install.py .[local-kafka]
+	TORCH=$(TORCH) $(bin)/python requirements/install.py .[local-kafka,http]
 	@touch $@
 
 $(venv)/.tests: $(inputs) | $(bin)/python
-	TORCH=$(TORCH) $(bin)/python requirements/install.py .[local-kafka,dev]
+	TORCH=$(TORCH) $(bin)/python requirements/install.py .[local-kafka,http,dev]
 	@touch $@ $(venv)/.demo
 
 $(bin)/python:
