@@ -91,7 +91,7 @@ class Child:
 
 
 def last_line(log: Path) -> str:
-    """What the process said last, in a few words: of a structured line its event and the error it carries; '' before that."""
+    """What the process said last, in a few words: of a structured line its event and error; empty before that."""
     with log.open("rb") as lines:
         lines.seek(max(0, log.stat().st_size - TAIL_BYTES))
         spoken = [line for line in lines.read().decode(errors="replace").splitlines() if line.strip()]
