@@ -18,6 +18,10 @@ EARLIEST_MS = 315_532_800_000  # 1980-01-01
 LATEST_MS = 4_102_444_800_000  # 2100-01-01
 MAX_SLATE_ITEMS = 1_000
 MAX_CANDIDATES = 10_000
+MAX_RIVALS = 32
+MAX_WAIT_MS = 60_000
+SLACK = 1e-6
+"""By how much shares that add up to one may miss it."""
 
 PropensityKind = Literal["exact", "estimated", "none"]
 Source = Literal["exploit", "explore", "fixed"]
@@ -28,6 +32,8 @@ Offset = Annotated[int, Meta(ge=0)]
 Id = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_ID_BYTES})]
 TimestampMs = Annotated[int, Meta(extra_json_schema={"minimum": EARLIEST_MS, "maximum": LATEST_MS})]
 Propensity = Annotated[float, Meta(extra_json_schema={"exclusiveMinimum": 0, "maximum": 1})]
+RouterProbability = Annotated[float, Meta(gt=0.0, le=1.0)]
+RivalPropensity = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
 def check_id(text: str, *, field: str) -> None:
@@ -141,11 +147,26 @@ class Request(Record, frozen=True, kw_only=True):
     candidates: Annotated[tuple[Id, ...], Meta(max_length=MAX_CANDIDATES)] | None = None
     """Only these may be recommended; the whole catalogue where absent."""
     exclude: Annotated[tuple[Id, ...], Meta(max_length=MAX_CANDIDATES)] = ()
+    fresh_through_ms: TimestampMs | None = None
+    """The slate shall know a click of this user at or after this event time; it waits for it, for a while."""
+    fresh_through_offset: Offset | None = None
+    """The slate shall know the click at this offset of the user's partition of `clicks`; it waits for it, too."""
+    wait_ms: Annotated[int, Meta(ge=0, le=MAX_WAIT_MS)] | None = None
+    """How long to wait for such a click, from the request's arrival; never longer than `scoring.max_fresh_wait_ms`,
+    which counts where this is absent.
+    """
+
+    @property
+    def wants_fresh(self) -> bool:
+        """Whether the slate shall wait for a click."""
+        return self.fresh_through_ms is not None or self.fresh_through_offset is not None
 
     def __post_init__(self) -> None:
         check_id(self.event_id, field="event_id")
         check_id(self.user_id, field="user_id")
         check_timestamp(self.timestamp_ms)
+        if self.fresh_through_ms is not None:
+            check_timestamp(self.fresh_through_ms, field="fresh_through_ms")
 
 
 class Cause(Record, frozen=True, kw_only=True):
@@ -169,12 +190,24 @@ class RecommendedItem(Record, frozen=True, kw_only=True):
     propensity: Propensity | None = None
     """The exact probability that this item is anywhere in this slate (float64, in (0, 1]); absent where unknown."""
     propensity_kind: PropensityKind = "none"
+    rival_propensities: Annotated[tuple[RivalPropensity, ...], Meta(max_length=MAX_RIVALS)] = ()
+    """The probability that each of the slate's `rivals` would have shown this item; 0 where it could not."""
 
     def __post_init__(self) -> None:
         check_id(self.item_id, field="item_id")
         check_propensity(self.propensity)
         if (self.propensity is None) != (self.propensity_kind == "none"):
             raise ValueError("a propensity and its kind come together: exact or estimated with a number, none without")
+
+
+class Rival(Record, frozen=True, kw_only=True):
+    """Another recommender that could have got the request."""
+
+    policy: Id
+    router_probability: RouterProbability
+
+    def __post_init__(self) -> None:
+        check_id(self.policy, field="policy")
 
 
 class Recommendation(Record, frozen=True, kw_only=True):
@@ -192,12 +225,22 @@ class Recommendation(Record, frozen=True, kw_only=True):
     """Event time of the newest click the model has learnt from."""
     trained_through_arrival_ms: int | None = None
     """Kafka's timestamp of that click: the model's age in wall-clock time."""
-    router_probability: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    router_probability: RouterProbability = 1.0
+    """The chance that this recommender got the request."""
+    rivals: Annotated[tuple[Rival, ...], Meta(max_length=MAX_RIVALS)] = ()
+    """The other recommenders of the surface whose propensities are known (the balance heuristic's inputs)."""
     temperature: Annotated[float, Meta(ge=0.0)] | None = None
     exploration_slots: Annotated[int, Meta(ge=0)] | None = None
     eligible_count: Annotated[int, Meta(ge=0)] | None = None
     candidate_count: Annotated[int, Meta(ge=0)] | None = None
     history_length: Annotated[int, Meta(ge=0)] | None = None
+    """Items in the user's sequence as this slate knew it."""
+    sequence_position: Annotated[int, Meta(ge=0)] | None = None
+    """How many clicks of this user had ever been folded into that sequence."""
+    missing: Annotated[int, Meta(ge=0)] = 0
+    """Items fewer than were asked for, because no more could be served."""
+    is_fresh: bool | None = None
+    """Whether the click that the request waited for came in time; absent where it waited for none."""
     seed: int | None = None
     """Repeats the draw, given the scores."""
     cause: Cause | None = None
@@ -209,6 +252,16 @@ class Recommendation(Record, frozen=True, kw_only=True):
         check_timestamp(self.generated_at_ms, field="generated_at_ms")
         if len({item.item_id for item in self.items}) < len(self.items):
             raise ValueError("an item stands twice in the slate; serve each once")
+        if len({item.position for item in self.items}) < len(self.items):
+            raise ValueError("two items stand at one position; give each a slot of its own")
+        if self.rivals:
+            self._check_rivals()
+
+    def _check_rivals(self) -> None:
+        if self.router_probability + sum(rival.router_probability for rival in self.rivals) > 1.0 + SLACK:
+            raise ValueError("router probabilities add up to more than 1; each request goes to one recommender")
+        if any(len(item.rival_propensities) != len(self.rivals) for item in self.items):
+            raise ValueError("rival_propensities and rivals differ in number; give every item one for each rival")
 
 
 class Item(Record, frozen=True, kw_only=True):

@@ -115,6 +115,10 @@ class Slate(msgspec.Struct, frozen=True, array_like=True, gc=False):
     router_probability: float = 1.0
 
 
+    rivals: tuple[tuple[float, tuple[float, ...]], ...] = ()
+    """Of every other recommender that is known: its router probability, and its propensity of each slot it could fill;
+    slots that were added later have none.
+    """
 class ParkedClick(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A click on its way to an example; in a state, one that names a slate which nobody knows yet.
 

@@ -30,6 +30,10 @@ def recommended(recommendation: Recommendation) -> Slate:
         kinds=_kinds([slot.propensity_kind for slot in slots]),
         sources=bytes(SOURCES.index(slot.source) for slot in slots),
         router_probability=recommendation.router_probability,
+        rivals=tuple(
+            (rival.router_probability, tuple(slot.rival_propensities[nth] for slot in slots))
+            for nth, rival in enumerate(recommendation.rivals)
+        ),
     )
 
 
@@ -157,6 +161,7 @@ def served(slate: Slate, slot: int, position: int | None) -> Served:
         propensity_kind=_each_kind(slate)[slot],
         source=SOURCES[slate.sources[slot]],
         router_probability=slate.router_probability,
+        rivals=tuple((share, chances[slot]) for share, chances in slate.rivals if slot < len(chances)),
     )
 
 

@@ -61,12 +61,13 @@ def examination(position: int | None, *, bias: float) -> float:
 def balanced(served: Served) -> float | None:
     """The chance that any recommender of the surface shows the item: the balance heuristic (Agarwal et al. 2017).
 
-    `sum_r rho_r p_r` where every recommender's propensity is known, else the propensity of the one that served.
+    `sum_r rho_r p_r / sum_r rho_r` over the recommenders whose propensity is known, the one that served among them:
+    given that one of these got the request, that is the chance.
     """
     if served.propensity is None or not served.rivals:
         return served.propensity
-    own = served.router_probability * served.propensity
-    return own + sum(probability * propensity for probability, propensity in served.rivals)
+    known = ((served.router_probability, served.propensity), *served.rivals)
+    return sum(share * propensity for share, propensity in known) / sum(share for share, _ in known)
 
 
 def effective_sample_size(weight_N: Float[np.ndarray, " N"]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from stream.events import Click, Impression, Recommendation, RecommendedItem, SeenItem
+from stream.events import Click, Impression, Recommendation, RecommendedItem, Request, Rival, SeenItem
 
 NOW_MS = 1_700_000_000_000
 
@@ -52,6 +52,40 @@ def test_a_slate_with_an_item_twice_is_refused() -> None:
 
     with pytest.raises(ValueError, match="stands twice"):
         Recommendation(request_id="r", user_id="u", policy="p", generated_at_ms=NOW_MS, items=twice)
+
+
+def test_a_slate_with_two_items_at_one_position_is_refused() -> None:
+    crowded = tuple(RecommendedItem(item_id=item_id, position=3) for item_id in "ab")
+
+    with pytest.raises(ValueError, match="one position"):
+        Recommendation(request_id="r", user_id="u", policy="p", generated_at_ms=NOW_MS, items=crowded)
+
+
+@pytest.mark.parametrize(
+    ("shares", "propensities", "reason"),
+    [((0.5, 0.3), (0.1, 0.0), "add up to more than 1"), ((0.3, 0.2), (0.1,), "differ in number")],
+)
+def test_rivals_that_contradict_the_slate_are_refused(
+    shares: tuple[float, ...], propensities: tuple[float, ...], reason: str
+) -> None:
+    rivals = tuple(Rival(policy=f"p{share}", router_probability=share) for share in shares)
+    items = (RecommendedItem(item_id="i", position=0, rival_propensities=propensities),)
+
+    with pytest.raises(ValueError, match=reason):
+        Recommendation(
+            request_id="r",
+            user_id="u",
+            policy="p",
+            generated_at_ms=NOW_MS,
+            items=items,
+            router_probability=0.5,
+            rivals=rivals,
+        )
+
+
+def test_freshness_in_seconds_is_refused_as_such() -> None:
+    with pytest.raises(ValueError, match=r"fresh_through_ms .* looks like seconds"):
+        Request(event_id="e", user_id="u", timestamp_ms=NOW_MS, fresh_through_ms=NOW_MS // 1_000)
 
 
 def test_an_impression_of_nothing_is_refused() -> None:

@@ -3,14 +3,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.json import encode
 
 from stream.dead_letters import Headers
+from stream.examples import ClickExample
 from stream.folding import FoldedBatch, Folder
 from stream.settings import KafkaSettings, StreamSettings
-from stream.topics import CLICKS
+from stream.topics import CLICKS, RECOMMENDATIONS
 from tests.strategies import START_MS, USER, Read, any_histories, interleaved
 
 KAFKA = KafkaSettings()
@@ -112,3 +114,74 @@ def test_an_event_dated_ahead_of_the_clock_by_more_than_allowed_is_dead_and_an_o
 
     assert folded.outcomes == {(CLICKS, "applied"): 2}
     assert folded.reasons == {(CLICKS, "future"): 1}
+
+
+def foreign_slate(items: bytes, *, more: bytes = b"") -> Raw:
+    """What another recommender publishes under its own policy name."""
+    head = b'{"request_id": "r", "user_id": "u", "policy": "acme", "generated_at_ms": 1700000000000, "items": '
+    return Raw(KAFKA.topic(RECOMMENDATIONS), 0, 0, b"u", head + items + more + b"}", NOW_MS)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        b'[{"item_id": "a", "position": -1}]',
+        b'[{"item_id": "a", "position": 1000}]',
+        b'[{"item_id": "a"}]',
+        b'[{"item_id": "a", "position": 0}, {"item_id": "b", "position": 0}]',
+        b'[{"item_id": "a", "position": 0}, {"item_id": "a", "position": 1}]',
+        b'[{"item_id": "a", "position": 0, "propensity": 0, "propensity_kind": "exact"}]',
+        b'[{"item_id": "a", "position": 0, "propensity": 1.5, "propensity_kind": "exact"}]',
+        b'[{"item_id": "a", "position": 0, "propensity": -0.5, "propensity_kind": "estimated"}]',
+        b'[{"item_id": "a", "position": 0, "propensity": 0.5}]',
+        b'[{"item_id": "a", "position": 0, "propensity_kind": "exact"}]',
+        b'[{"item_id": "a", "position": 0, "rival_propensities": [0.1]}], "rivals": [], "router_probability": 0',
+    ],
+)
+def test_a_foreign_slate_that_contradicts_itself_is_a_dead_letter(items: bytes) -> None:
+    folded = Store().fold([foreign_slate(items)])
+
+    assert folded.reasons == {(RECOMMENDATIONS, "invalid"): 1}
+    assert not folded.states
+
+
+@pytest.mark.parametrize(
+    ("item", "known", "kind"),
+    [
+        (b'{"item_id": "a", "position": 4}', None, "none"),
+        (b'{"item_id": "a", "position": 4, "propensity": 0.25, "propensity_kind": "exact"}', 0.25, "exact"),
+    ],
+)
+def test_a_click_on_a_foreign_slate_is_told_under_its_own_policy(item: bytes, known: float | None, kind: str) -> None:
+    value = b'{"event_id": "e", "user_id": "u", "item_id": "a", "request_id": "r", "timestamp_ms": 1700000001000}'
+    click = Raw(KAFKA.topic(CLICKS), 0, 0, b"u", value, NOW_MS)
+
+    folded = Store().fold([foreign_slate(b"[" + item + b"]"), click])
+
+    (example,) = folded.examples
+    assert isinstance(example, ClickExample)
+    assert example.served is not None
+    assert (example.served.policy, example.served.position) == ("acme", 4)
+    assert (example.served.propensity, example.served.propensity_kind) == (known, kind)
+
+
+def test_what_the_rivals_would_have_shown_reaches_the_example_of_the_click() -> None:
+    items = (
+        b'[{"item_id": "b", "position": 0, "propensity": 0.5, "propensity_kind": "exact", '
+        b'"rival_propensities": [1, 0.5]}, '
+        b'{"item_id": "a", "position": 1, "propensity": 0.25, "propensity_kind": "exact", '
+        b'"rival_propensities": [0, 0.125]}]'
+    )
+    rivals = (
+        b', "router_probability": 0.5, "rivals": [{"policy": "popular", "router_probability": 0.25}, '
+        b'{"policy": "transitions", "router_probability": 0.25}]'
+    )
+    value = b'{"event_id": "e", "user_id": "u", "item_id": "a", "request_id": "r", "timestamp_ms": 1700000001000}'
+
+    folded = Store().fold([foreign_slate(items, more=rivals), Raw(KAFKA.topic(CLICKS), 0, 0, b"u", value, NOW_MS)])
+
+    (example,) = folded.examples
+    assert isinstance(example, ClickExample)
+    assert example.served is not None
+    assert example.served.router_probability == 0.5
+    assert example.served.rivals == ((0.25, 0.0), (0.25, 0.125))

@@ -86,6 +86,15 @@ def test_where_every_recommender_of_the_surface_is_known_the_mixture_counts() ->
     assert both / one == pytest.approx(2.0)
 
 
+def test_where_one_recommender_is_unknown_the_others_share_its_part() -> None:
+    """(0.4 * 0.1 + 0.4 * 0.7) / 0.8 = 0.4: given that one of the two got the request."""
+    mixed = served(0.1, router_probability=0.4, rivals=((0.4, 0.7),))
+
+    both, one = weights(mixed, served(0.8))
+
+    assert both / one == pytest.approx(2.0)
+
+
 def test_a_slot_that_is_seldom_looked_at_weighs_more() -> None:
     settings = TrainerSettings(position_bias=1.0, propensity_cap=1_000.0)
 
