@@ -60,7 +60,7 @@ $(venv)/.demo: $(inputs) | $(bin)/python
 	@touch $@
 
 $(venv)/.tests: $(inputs) | $(bin)/python
-	TORCH=$(TORCH) $(bin)/python requirements/install.py .[local-kafka,http,dev]
+	TORCH=$(TORCH) $(bin)/python requirements/install.py .[local-kafka,http,schema-registry,dev]
 	@touch $@ $(venv)/.demo
 
 $(bin)/python:
