@@ -40,6 +40,23 @@ class CatalogueDocument(msgspec.Struct, frozen=True, kw_only=True):
     recent_scale: float
 
 
+class CatalogueChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a catalogue since a mark; arrays are little-endian bytes."""
+
+    size: Annotated[int, Meta(ge=1)]
+    rows: bytes
+    """int64, rows that were given to an item or lost theirs."""
+    item_ids: list[str | None]
+    """What stands in them now."""
+    counted_rows: bytes
+    """int64, rows whose counts changed."""
+    clicks: bytes
+    """int64, of `counted_rows`."""
+    recent: bytes
+    """float64, of `counted_rows`, relative to `recent_scale`."""
+    recent_scale: float
+
+
 class Catalogue:
     """Which item stands in which row. Row 0 is padding, rows 1.. are items.
 
@@ -60,6 +77,9 @@ class Catalogue:
         self._clicks_R: Int[np.ndarray, " R"] = np.zeros(SMALLEST_CAPACITY, dtype=np.int64)
         self._recent_R: Float[np.ndarray, " R"] = np.zeros(SMALLEST_CAPACITY, dtype=np.float64)
         self._recent_scale = 1.0
+        self._mark = 1
+        self._placed_R: Int[np.ndarray, " R"] = np.zeros(SMALLEST_CAPACITY, dtype=np.int64)
+        self._counted_R: Int[np.ndarray, " R"] = np.zeros(SMALLEST_CAPACITY, dtype=np.int64)
 
     def __len__(self) -> int:
         """Items known now."""
@@ -120,6 +140,7 @@ class Catalogue:
         self._live_R[row] = False
         self._clicks_R[row] = 0
         self._recent_R[row] = 0.0
+        self._placed_R[row] = self._counted_R[row] = self._mark
         self._fresh.pop(row, None)
         self._tombstones.append(row)
 
@@ -149,12 +170,87 @@ class Catalogue:
         """Adds clicks; PADDING is ignored. The cost follows the clicks, not the catalogue."""
         row_P = row_P[row_P != PADDING]
         np.add.at(self._clicks_R, row_P, 1)
+        self._counted_R[row_P] = self._mark
         # Forward decay (Cormode et al. 2009): newer clicks weigh more, instead of older ones less.
         self._recent_scale *= 2.0 ** (len(row_P) / self.half_life_clicks)
         np.add.at(self._recent_R, row_P, self._recent_scale)
         if self._recent_scale > RESCALE_ABOVE:
             self._recent_R /= self._recent_scale
             self._recent_scale = 1.0
+            self._counted_R[: self.size] = self._mark
+
+    def mark(self) -> int:
+        """A moment, for `changes_since`."""
+        self._mark += 1
+        return self._mark
+
+    def changes_since(self, mark: int) -> CatalogueChanges:
+        """Whatever changed after a mark that this catalogue gave; the order of use is left out."""
+        placed = np.flatnonzero(self._placed_R[: self.size] >= mark)
+        counted = np.flatnonzero(self._counted_R[: self.size] >= mark)
+        return CatalogueChanges(
+            size=self.size,
+            rows=placed.astype("<i8").tobytes(),
+            item_ids=[self._id_by_row[row] for row in placed.tolist()],
+            counted_rows=counted.astype("<i8").tobytes(),
+            clicks=self._clicks_R[counted].astype("<i8").tobytes(),
+            recent=self._recent_R[counted].astype("<f8").tobytes(),
+            recent_scale=self._recent_scale,
+        )
+
+    def apply(self, changes: CatalogueChanges) -> None:
+        """Becomes, but for the order of use, what gave `changes`, if it was what that was at the mark.
+
+        Raises:
+            ValueError: the changes belong to another catalogue; nothing was changed.
+        """
+        rows = np.frombuffer(changes.rows, dtype="<i8").tolist()
+        self._check(changes, rows)
+        self._id_by_row += [None] * (changes.size - self.size)
+        self._make_room()
+        for row in rows:
+            former = self._id_by_row[row]
+            if former is not None:
+                del self._row_by_id[former]
+        for row, item_id in zip(rows, changes.item_ids, strict=True):
+            self._id_by_row[row] = item_id
+            self._live_R[row] = item_id is not None
+            if item_id is not None:
+                self._row_by_id[item_id] = row
+        changed = set(rows)
+        self._tombstones = [row for row in self._tombstones if row not in changed]
+        self._tombstones += [row for row, item_id in zip(rows, changes.item_ids, strict=True) if item_id is None]
+        counted = np.frombuffer(changes.counted_rows, dtype="<i8")
+        self._clicks_R[counted] = np.frombuffer(changes.clicks, dtype="<i8")
+        self._recent_R[counted] = np.frombuffer(changes.recent, dtype="<f8")
+        self._recent_scale = changes.recent_scale
+
+    def _check(self, changes: CatalogueChanges, rows: list[int]) -> None:
+        """Every row and item once, no item in two rows, no row without a word on what is in it."""
+        counted = np.frombuffer(changes.counted_rows, dtype="<i8").tolist()
+        named = [item_id for item_id in changes.item_ids if item_id is not None]
+        changed = set(rows)
+        fits = (
+            changes.size >= self.size
+            and changed.issuperset(range(self.size, changes.size))
+            and len(changed) == len(rows) == len(changes.item_ids)
+            and all(PADDING < row < changes.size for row in (*rows, *counted))
+            and len(counted) == len(changes.clicks) // 8 == len(changes.recent) // 8
+            and len(set(named)) == len(named)
+            and all(self._row_by_id.get(item_id, rows[0]) in changed for item_id in named)
+        )
+        if not fits:
+            raise ValueError("the changes belong to another catalogue; wait for the next full checkpoint")
+
+    def same_as(self, other: Catalogue) -> bool:
+        """Whether both have the same items in the same rows, with the same counts."""
+        mine, theirs = self.size, other.size
+        return (
+            self._id_by_row == other._id_by_row
+            and np.array_equal(self._clicks_R[:mine], other._clicks_R[:theirs])
+            and np.array_equal(self._recent_R[:mine], other._recent_R[:theirs])
+            and self._recent_scale == other._recent_scale
+        )
 
     def to_document(self) -> bytes:
         """Everything that `from_document` needs, MessagePack; the same catalogue gives the same bytes."""
@@ -196,6 +292,7 @@ class Catalogue:
         self._id_by_row[row] = item_id
         self._row_by_id[item_id] = row
         self._live_R[row] = True
+        self._placed_R[row] = self._counted_R[row] = self._mark
         self._fresh[row] = None
         return row
 
@@ -210,6 +307,8 @@ class Catalogue:
             self._live_R = np.pad(self._live_R, (0, missing))
             self._clicks_R = np.pad(self._clicks_R, (0, missing))
             self._recent_R = np.pad(self._recent_R, (0, missing))
+            self._placed_R = np.pad(self._placed_R, (0, missing))
+            self._counted_R = np.pad(self._counted_R, (0, missing))
 
     def _restore(self, document: CatalogueDocument, rows: list[int]) -> None:
         self._id_by_row = [None] * document.size

@@ -13,16 +13,18 @@ Nothing is ever unpickled, and no file is read before its hash was compared with
 3. the folder is renamed to its version, and the lineage's folder is fsynced.
 
 A crash before 3 leaves a `.partial` folder that no reader looks at and `prune` removes.
+
+On a remote store, which knows no rename, the files are put where they belong, and the manifest last, by a put that
+fails where there is one: a version without a manifest is absent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import re
 import secrets
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -37,6 +39,7 @@ from torch import Tensor
 from model.catalogue import Catalogue
 from model.sasrec import SASRec
 from model.settings import ModelSettings
+from model.store import PARTIAL, Place, RemotePlace, create, names, read, remove, replace, sync_folder, write_synced
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -44,7 +47,8 @@ MODEL = "model.safetensors"
 CATALOGUE = "catalogue.msgpack"
 TRAINER_TENSORS = "trainer.safetensors"
 TRAINER = "trainer.msgpack"
-PARTIAL = ".partial"
+VERSION = re.compile(r"\d{8,}")
+DELTA = re.compile(r"(\d{8,})\.delta")
 
 
 class BrokenCheckpointError(ValueError):
@@ -71,6 +75,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Event time of the newest click learnt."""
     trained_through_arrival_ms: int | None = None
     """Kafka's timestamp of that click."""
+    generation: Annotated[int, Meta(ge=0)] = 0
+    """Rank of the lineage: a higher one takes the place of a lower one, whenever it was announced."""
+    epoch: Annotated[int, Meta(ge=0)] = 0
+    """Number of the trainer's term (trainer/lock.py); 0 where none was counted."""
     format: int = FORMAT
     files: dict[str, FileDigest] = {}
 
@@ -79,11 +87,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """The shape of the network."""
         return ModelSettings(**self.model)
 
+    @property
+    def name(self) -> str:
+        """The version as recommendations carry it."""
+        return f"{self.lineage}/{self.version}"
+
 
 class WrittenCheckpoint(NamedTuple):
     """Where a checkpoint stands, and the hash that vouches for all of it."""
 
-    path: Path
+    path: Place
     manifest: Manifest
     manifest_sha256: str
 
@@ -97,7 +110,7 @@ class ServingModel(NamedTuple):
 
 
 def write_checkpoint(
-    root: Path,
+    root: Place,
     manifest: Manifest,
     *,
     tensors: Mapping[str, Mapping[str, Tensor]],
@@ -107,33 +120,70 @@ def write_checkpoint(
 
     Raises:
         FileExistsError: the version exists; a version is written once.
+        OSError: it could not be written; nothing is left of it.
     """
-    lineage = root / manifest.lineage
-    lineage.mkdir(parents=True, exist_ok=True)
+    return write_files(root, manifest, encoded(tensors, documents))
+
+
+def encoded(tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a checkpoint as they are now: what changes afterwards changes nothing in them."""
+    return {name: safetensors.torch.save(_on_cpu(named)) for name, named in tensors.items()} | dict(documents)
+
+
+def write_files(root: Place, manifest: Manifest, contents: Mapping[str, bytes]) -> WrittenCheckpoint:
+    """Writes encoded files as one checkpoint, as `write_checkpoint` does."""
     path = version_path(root, manifest.lineage, manifest.version)
-    if path.exists():
-        raise FileExistsError(f"{path} exists; go on with a higher version")
-    aside = lineage / f".{path.name}.{secrets.token_hex(4)}{PARTIAL}"
-    aside.mkdir()
-    contents = {name: safetensors.torch.save(_on_cpu(named)) for name, named in tensors.items()} | dict(documents)
-    # 1.
-    files = {name: _write(aside / name, content) for name, content in contents.items()}
-    # 2.
+    files = {name: FileDigest(hashlib.sha256(content).hexdigest(), len(content)) for name, content in contents.items()}
     manifest = msgspec.structs.replace(manifest, files=files)
-    digest = _write(aside / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-    _sync_folder(aside)
-    # 3.
-    aside.rename(path)
-    _sync_folder(lineage)
-    return WrittenCheckpoint(path, manifest, digest.sha256)
+    stated = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    if isinstance(path, Path):
+        _write_folder(path, contents, stated)
+    else:
+        _put_folder(path, contents, stated)
+    return WrittenCheckpoint(path, manifest, hashlib.sha256(stated).hexdigest())
 
 
-def version_path(root: Path, lineage: str, version: int) -> Path:
+def _write_folder(path: Path, contents: Mapping[str, bytes], manifest: bytes) -> None:
+    if path.exists():
+        raise _exists(path)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    aside.mkdir(parents=True)
+    try:
+        # 1.
+        for name, content in contents.items():
+            write_synced(aside / name, content)
+        # 2.
+        write_synced(aside / MANIFEST, manifest)
+        sync_folder(aside)
+        # 3.
+        aside.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            remove(aside)
+        raise
+    sync_folder(path.parent)
+
+
+def _put_folder(path: RemotePlace, contents: Mapping[str, bytes], manifest: bytes) -> None:
+    if MANIFEST in names(path):
+        raise _exists(path)
+    # 1.
+    for name, content in contents.items():
+        replace(path / name, content)
+    # 2. and 3.
+    create(path / MANIFEST, manifest)
+
+
+def _exists(path: Place) -> FileExistsError:
+    return FileExistsError(f"{path} exists; go on with a higher version")
+
+
+def version_path(root: Place, lineage: str, version: int) -> Place:
     """The folder of a version."""
     return root / lineage / f"{version:08d}"
 
 
-def read_manifest(path: Path, *, sha256: str | None = None) -> Manifest:
+def read_manifest(path: Place, *, sha256: str | None = None) -> Manifest:
     """The manifest of a checkpoint folder; with `sha256`, only the one that was announced.
 
     Raises:
@@ -153,7 +203,7 @@ def read_manifest(path: Path, *, sha256: str | None = None) -> Manifest:
         raise BrokenCheckpointError(f"{path / MANIFEST} cannot be read ({error}); use another checkpoint") from error
 
 
-def read_document(path: Path, manifest: Manifest, name: str) -> bytes:
+def read_document(path: Place, manifest: Manifest, name: str) -> bytes:
     """A file's bytes, verified.
 
     Raises:
@@ -172,7 +222,7 @@ def read_document(path: Path, manifest: Manifest, name: str) -> bytes:
     return raw
 
 
-def read_tensors(path: Path, manifest: Manifest, name: str) -> dict[str, Tensor]:
+def read_tensors(path: Place, manifest: Manifest, name: str) -> dict[str, Tensor]:
     """A safetensors file's tensors, verified, on the CPU.
 
     Raises:
@@ -185,7 +235,7 @@ def read_tensors(path: Path, manifest: Manifest, name: str) -> dict[str, Tensor]
         raise BrokenCheckpointError(f"{path / name} cannot be read ({error}); use another checkpoint") from error
 
 
-def read_serving(path: Path, *, sha256: str | None = None, device: str = "cpu") -> ServingModel:
+def read_serving(path: Place, *, sha256: str | None = None, device: str = "cpu") -> ServingModel:
     """Network and catalogue of a checkpoint, every file verified, the item table exactly as large as the catalogue.
 
     Raises:
@@ -205,9 +255,14 @@ def read_serving(path: Path, *, sha256: str | None = None, device: str = "cpu") 
     return ServingModel(model.to(torch.device(device)).requires_grad_(requires_grad=False), catalogue, manifest)
 
 
-def newest_checkpoint(lineage: Path, *, on_broken: Callable[[BrokenCheckpointError], None]) -> WrittenCheckpoint | None:
+def newest_checkpoint(
+    lineage: Place, *, on_broken: Callable[[BrokenCheckpointError], None]
+) -> WrittenCheckpoint | None:
     """The highest version of a lineage's folder whose every file is whole; the broken ones above it are reported."""
-    for path in sorted(_versions(lineage), reverse=True):
+    for version in reversed(full_versions(lineage)):
+        path = lineage / f"{version:08d}"
+        if isinstance(path, RemotePlace) and MANIFEST not in names(path):
+            continue
         try:
             return verify(path)
         except BrokenCheckpointError as error:
@@ -215,7 +270,17 @@ def newest_checkpoint(lineage: Path, *, on_broken: Callable[[BrokenCheckpointErr
     return None
 
 
-def verify(path: Path, *, sha256: str | None = None) -> WrittenCheckpoint:
+def full_versions(lineage: Place) -> list[int]:
+    """The full checkpoints of a lineage's folder, whole or not, ascending."""
+    return sorted(int(name) for name in names(lineage) if VERSION.fullmatch(name))
+
+
+def delta_versions(lineage: Place) -> list[int]:
+    """The deltas of a lineage's folder, ascending."""
+    return sorted(int(found[1]) for name in names(lineage) if (found := DELTA.fullmatch(name)))
+
+
+def verify(path: Place, *, sha256: str | None = None) -> WrittenCheckpoint:
     """Compares every file with the manifest; with `sha256`, only with the one that was announced.
 
     Raises:
@@ -227,52 +292,49 @@ def verify(path: Path, *, sha256: str | None = None) -> WrittenCheckpoint:
     return WrittenCheckpoint(path, manifest, hashlib.sha256(_read(path / MANIFEST)).hexdigest())
 
 
-def prune(lineage: Path, *, keep: int, spare: Collection[int] = ()) -> list[int]:
-    """Removes all but the newest `keep` versions and those to `spare`, and what crashes left; returns what went.
+def prune(lineage: Place, *, keep: int, spare: Collection[int] = ()) -> list[int]:
+    """Removes all but the newest `keep` full versions and those to `spare`; returns what went.
 
-    Only for the process that writes the lineage: another one's half-written version would go, too. A folder is renamed
-    before its files go, so that no reader finds half a checkpoint under a version's name.
+    Deltas go with the second newest full version: nobody who follows the lineage needs one from before it. So does what
+    crashes left. Only for the process that writes the lineage: another one's half-written version would go, too. A
+    local folder is renamed before its files go, so that no reader finds half a checkpoint under a version's name; of a
+    remote one the manifest goes first.
     """
-    removed = []
-    for path in sorted(_versions(lineage))[:-keep]:
-        if int(path.name) not in spare:
-            path.rename(path.with_name(f".{path.name}{PARTIAL}"))
-            removed.append(int(path.name))
-    for path in lineage.glob(f".*{PARTIAL}"):
-        shutil.rmtree(path)
+    full = full_versions(lineage)
+    removed = [version for version in full[:-keep] if version not in spare]
+    for version in removed:
+        _remove_version(lineage / f"{version:08d}")
+    oldest_needed = full[-2:][0] if full else 0
+    for version in delta_versions(lineage):
+        if version <= oldest_needed:
+            remove(lineage / f"{version:08d}.delta")
+    for name in names(lineage):
+        if name.startswith(".") and name.endswith(PARTIAL):
+            remove(lineage / name)
     return removed
+
+
+def _remove_version(path: Place) -> None:
+    if isinstance(path, Path):
+        aside = path.with_name(f".{path.name}{PARTIAL}")
+        path.rename(aside)
+        remove(aside)
+    else:
+        remove(path / MANIFEST)
+        remove(path)
 
 
 class _Format(msgspec.Struct):
     format: int
 
 
-def _versions(lineage: Path) -> Iterator[Path]:
-    return (path for path in lineage.glob("*") if re.fullmatch(r"\d{8,}", path.name)) if lineage.is_dir() else iter(())
-
-
 def _on_cpu(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
 
-def _write(path: Path, content: bytes) -> FileDigest:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileDigest(hashlib.sha256(content).hexdigest(), len(content))
-
-
-def _read(path: Path) -> bytes:
+def _read(path: Place) -> bytes:
     try:
-        return path.read_bytes()
+        return read(path)
     except OSError as error:
-        raise BrokenCheckpointError(f"{path} cannot be read ({error.strerror}); use another checkpoint") from error
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        reason = error.strerror or str(error)
+        raise BrokenCheckpointError(f"{path} cannot be read ({reason}); use another checkpoint") from error

@@ -101,6 +101,11 @@ class RowAdam:
         self._began_R[rows] = self.steps
         self._touched_R[rows] = self.steps
 
+    def rows_changed_since(self, steps: int, *, rows: int) -> Int[Tensor, " U"]:
+        """Rows, of the first `rows`, that a step after the first `steps` touched or that began afresh since."""
+        changed_R = (self._touched_R > steps) | (self._began_R >= steps)
+        return changed_R[:rows].nonzero()[:, 0]
+
     def tensors(self, *, rows: int) -> dict[str, Tensor]:
         """The state for a checkpoint, with the first `rows` rows of the item table."""
         tensors = {
