@@ -1,9 +1,10 @@
 """Items that a user did not choose: negatives drawn a whole batch at once, by a generator that is passed in.
 
-Shapes: N items, R rows of the item table, P positions, K negatives, T items that a user has.
+Shapes: N items, R rows of the item table, P positions, K negatives, B sequences, T items of a sequence.
 
-In-batch negatives need no draw: pass the targets of the batch as shared negatives, with the `log_q` of
-`by_popularity(..., alpha=1)` for the correction (Yi et al. 2019).
+Three kinds: `Sampler.draw` gives negatives shared by a whole batch, `draw_for_each` some for each position, and
+`in_batch` takes the targets of the batch itself, to be corrected by the `log_q` of `by_popularity(..., alpha=1)`.
+All that is random comes from the generator that is passed in, and the order of draws depends on shapes alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from model.catalogue import PADDING
+
+REDRAWS = 8
+"""How often an own item is drawn again; one that makes up half of a catalogue stays with a chance of 0.2 %."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,10 +70,54 @@ def by_popularity(row_N: Int[np.ndarray, " N"], clicks_N: Real[np.ndarray, " N"]
     return Sampler(row_N=row_N, cumulative_N=cumulative_N)
 
 
-def without_own(negative_PK: Int[Tensor, "P K"], own_PT: Int[Tensor, "P T"]) -> Int[Tensor, "P K"]:
-    """The negatives with those that the user has masked (PADDING), so that no loss counts them."""
-    own_PK = (negative_PK[:, :, None] == own_PT[:, None, :]).any(dim=2)
-    return negative_PK.masked_fill(own_PK, PADDING)
+def in_batch(target_P: Int[Tensor, " P"], *, most: int, rng: np.random.Generator) -> Int[Tensor, " K"]:
+    """The items that others chose, as shared negatives; `most` of them, drawn without replacement, if there are more.
+
+    Popular items come often, so the scores must be corrected by how often (Yi et al. 2019, section 3.2).
+    """
+    if len(target_P) <= most:
+        return target_P
+    return target_P[torch.from_numpy(rng.choice(len(target_P), size=most, replace=False)).to(target_P.device)]
+
+
+def draw_for_each(
+    sampler: Sampler,
+    count: int,
+    *,
+    owner_P: Int[np.ndarray, " P"],
+    own_BT: Int[np.ndarray, "B T"],
+    rng: np.random.Generator,
+) -> Int[Tensor, "P K"]:
+    """`count` negatives for each position, none of them among the items of the sequence that owns it.
+
+    An own item is drawn again, which leaves the others' chances in proportion; where that fails `REDRAWS` times (the
+    sequence has nearly everything) the slot is PADDING, which no loss counts.
+    """
+    drawn_PK = sampler.draw((len(owner_P), count), rng).numpy()
+    own = _Own(own_BT)
+    clash_PK = own.has(owner_P[:, None], drawn_PK)
+    for _ in range(REDRAWS):
+        position, slot = np.nonzero(clash_PK)
+        if not len(position):
+            break
+        drawn_PK[position, slot] = sampler.draw((len(position),), rng).numpy()
+        clash_PK[position, slot] = own.has(owner_P[position], drawn_PK[position, slot])
+    return torch.from_numpy(np.where(clash_PK, PADDING, drawn_PK))
+
+
+class _Own:
+    """Which rows stand in which sequence, as sorted numbers: the memory follows the sequences, not the catalogue."""
+
+    def __init__(self, own_BT: Int[np.ndarray, "B T"]) -> None:
+        self._rows = int(own_BT.max(initial=PADDING)) + 1
+        self._sorted = np.unique(np.arange(len(own_BT))[:, None] * self._rows + own_BT)
+
+    def has(self, owner: Int[np.ndarray, "*#any"], row: Int[np.ndarray, "*#any"]) -> np.ndarray:
+        """Whether each row stands in its owner's sequence."""
+        number = owner * self._rows + row
+        place = np.minimum(np.searchsorted(self._sorted, number), len(self._sorted) - 1)
+        found: np.ndarray = (self._sorted[place] == number) & (row < self._rows)
+        return found
 
 
 def _check_items(row_N: Int[np.ndarray, " N"]) -> None:

@@ -109,7 +109,9 @@ def _group(stretches: Sequence[Stretch], rows_of: Callable[[Sequence[str]], np.n
     weight_BL = np.zeros((len(stretches), length), dtype=np.float32)
     for index, stretch in enumerate(stretches):
         row_BL[index, length - len(stretch.items) :] = rows_of(stretch.items)
-        weight_BL[index, length - len(stretch.weights) :] = stretch.weights
+        # The first item follows on nothing, and nothing foresees it.
+        weights = stretch.weights[-(len(stretch.items) - 1) :]
+        weight_BL[index, length - len(weights) :] = weights
     target_BL = np.where(weight_BL > 0, row_BL, PADDING)
     return Group(
         torch.from_numpy(row_BL[:, :-1].copy()),

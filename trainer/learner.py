@@ -160,10 +160,11 @@ class Learner:
 
     def _sampler(self) -> Sampler:
         row_N = self.catalogue.live_rows()
-        if self.settings.negative_popularity == 0.0:
+        # What comes from the batch comes as often as it is clicked.
+        alpha = 1.0 if self.settings.negatives_from == "batch" else self.settings.negative_popularity
+        if alpha == 0.0:
             return uniform(row_N)
-        clicks_N = self.catalogue.recent_click_counts()[row_N]
-        return by_popularity(row_N, clicks_N, alpha=self.settings.negative_popularity)
+        return by_popularity(row_N, self.catalogue.recent_click_counts()[row_N], alpha=alpha)
 
     def admit(self, item_ids: Iterable[str]) -> None:
         """Gives every item a row; new rows begin afresh in the network, the optimiser and the baselines."""

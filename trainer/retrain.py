@@ -28,16 +28,16 @@ from stream.examples import ClickExample
 from stream.sequences import UserState
 from stream.settings import KafkaSettings, StreamSettings
 from trainer.baselines import Events
-from trainer.batch import Stretch, collate
+from trainer.batch import Stretch
 from trainer.cut import Cut, later
 from trainer.examples import ExampleReader, Patience, newest_announcement
 from trainer.gate import Verdict, is_question, judge
 from trainer.learner import Learner
+from trainer.passes import learn_in_passes
 from trainer.publish import announce, new_lineage, write
 from trainer.settings import GateSettings, RetrainSettings, TrainerSettings
 from trainer.snapshot import take_snapshot
 from trainer.state import read_cut
-from trainer.step import Micro
 
 EVENTS_AT_ONCE = 10_000
 POLL_SECONDS = 0.2
@@ -94,19 +94,9 @@ def train(
     for events in _in_time_order(learner, states):
         learner.catalogue.count_clicks(events.target_N)
         learner.prequential.learn(events)
-    learner.optimiser.learning_rate = settings.learning_rate
     stretches = [Stretch(state.items, (1.0,) * len(state.items)) for state in states if len(state.items) > 1]
-    ends_at = time.monotonic() + settings.max_seconds
-    for epoch in range(settings.epochs):
-        losses = []
-        for batch in _batches(stretches, settings.batch_users, learner.rng):
-            if stop.is_set() or time.monotonic() > ends_at:
-                break
-            windows = [learner.readable(stretch) for stretch in batch]
-            losses.append(learner.step(Micro(collate(windows, learner.catalogue.rows_of), None)).loss)
-        if losses:
-            tell(f"pass {epoch + 1} of {settings.epochs}: loss {np.mean(losses):.4f}")
-    learner.optimiser.learning_rate = learner.settings.learning_rate
+    for taught in learn_in_passes(learner, stretches, settings, clock=time.monotonic, stop=stop):
+        tell(f"pass {taught.number} of {settings.epochs}: loss {taught.loss:.4f}")
 
 
 def _in_time_order(learner: Learner, states: Sequence[UserState]) -> Iterator[Events]:
@@ -122,11 +112,6 @@ def _in_time_order(learner: Learner, states: Sequence[UserState]) -> Iterator[Ev
     for start in range(0, len(order_E), EVENTS_AT_ONCE):
         part = order_E[start : start + EVENTS_AT_ONCE]
         yield Events(before_E[part][:, None], target_E[part])
-
-
-def _batches(stretches: Sequence[Stretch], users: int, rng: np.random.Generator) -> Iterator[list[Stretch]]:
-    order = rng.permutation(len(stretches)).tolist()
-    return ([stretches[index] for index in order[start : start + users]] for start in range(0, len(order), users))
 
 
 def _catch_up(learner: Learner, settings: RetrainingSettings, cut: Cut, *, stop: threading.Event) -> Cut:

@@ -12,10 +12,17 @@ from model.settings import Section
 class TrainerSettings(Section):
     """Learning from the stream in micro-batches."""
 
-    loss: Literal["bpr", "bce", "cross_entropy"] = "bpr"
-    """What a click against the catalogue costs: BPR with sampled negatives, BCE (the paper) or full cross-entropy."""
+    loss: Literal["bpr", "bce", "gbce", "sampled_softmax", "cross_entropy"] = "bpr"
+    """What a click against the catalogue costs: BPR, BCE (the paper), gBCE, softmax over sampled negatives, or over all
+    items (cross_entropy, which draws none).
+    """
     negatives: Annotated[int, Field(ge=1, le=100_000)] = 4_096
-    """Items drawn as negatives for a micro-batch (bpr, bce); a catalogue of no more items is not sampled by bpr."""
+    """Items drawn as negatives. Softmax, BPR's too, is taken over all items where a catalogue has no more."""
+    negatives_from: Literal["catalogue", "catalogue_for_each", "batch"] = "catalogue"
+    """`catalogue`: drawn once for a micro-batch and shared by its clicks. `catalogue_for_each`: for every click apart,
+    none of them an item of its sequence; with `negatives = 1` the paper's BCE. `batch`: the other clicks of the
+    micro-batch, at most `negatives` of them, corrected for popularity (sampled_softmax, bpr).
+    """
     bpr_against: Literal["soft_maximum", "mean"] = "soft_maximum"
     """What BPR, -ln sigmoid(s_i - s_j), does with many negatives j: `mean` averages over them; `soft_maximum` takes
     their soft maximum ln(sum_j e^s_j) for s_j, so that the hardest ones teach the most.
@@ -82,11 +89,11 @@ class RetrainSettings(Section):
     epochs: Annotated[int, Field(ge=1)] = 20
     """Passes over all sequences, at most."""
     max_seconds: Annotated[float, Field(gt=0.0)] = 1_800.0
-    """Longest training time, in seconds; the pass under way is finished early."""
-    batch_users: Annotated[int, Field(ge=1)] = 128
-    """Users per step."""
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
-    """Adam's step size."""
+    """Longest training time, in seconds; where it binds, the rate has come down by then all the same."""
+    batch_users: Annotated[int, Field(ge=1)] = 32
+    """Users per step; more are not faster on a CPU, and learn less in the same time."""
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 3e-3
+    """Adam's largest step size: the rate rises to it at first, then falls along a cosine."""
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of torch while retraining."""
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.catalogue import PADDING
-from model.losses import LOSSES, Loss, Positions, cross_entropy, in_slate_pairs, sampled_softmax
+from model.losses import Positions, cross_entropy, in_slate_pairs
 from model.negatives import Sampler
 from model.optimiser import RowAdam
 from model.sasrec import SASRec
+from trainer.against import loss_of, negatives_of
 from trainer.batch import Group
 from trainer.settings import TrainerSettings
 
@@ -84,14 +85,15 @@ class Step:
             return torch.zeros((), device=self._model.device)
         hidden_PD, target_P, weight_P = (torch.cat(parts) for parts in zip(*gathered, strict=True))
         loss = loss_of(self._settings, items=len(sampler.row_N))
-        is_sampled = loss is not cross_entropy
         positions = Positions(
             hidden_PD=hidden_PD,
             target_P=target_P,
             weight_P=weight_P,
             item_RD=self._model.item_RD,
             size=size,
-            negative=sampler.draw((self._settings.negatives,), rng).to(self._model.device) if is_sampled else None,
+            negative=None
+            if loss is cross_entropy
+            else negatives_of(self._settings, groups, target_P=target_P, sampler=sampler, rng=rng),
             log_q_R=None if sampler.cumulative_N is None else self._log_q(sampler),
         )
         return loss(positions)
@@ -110,18 +112,6 @@ class Step:
         return in_slate_pairs(
             score_SK, slates.clicked_SK.to(device), slates.negative_SK.to(device), slates.weight_SK.to(device)
         )
-
-
-def loss_of(settings: TrainerSettings, *, items: int) -> Loss:
-    """What a catalogue of so many items is learnt by.
-
-    BPR against the soft maximum S = ln(sum_j e^s_j) of its negatives is softmax cross-entropy by another name, for
-    -ln sigmoid(s_i - S) = -ln(e^s_i / (e^s_i + sum_j e^s_j)): over drawn negatives, corrected for how likely each was
-    drawn, or over all items where so many would be drawn.
-    """
-    if settings.loss != "bpr" or settings.bpr_against == "mean":
-        return LOSSES[settings.loss]
-    return sampled_softmax if settings.negatives < items else cross_entropy
 
 
 def _targets(model: SASRec, group: Group, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
 from model.catalogue import PADDING
 from model.losses import LOSSES, Positions, sampled_softmax
-from model.negatives import Sampler, by_popularity, uniform, without_own
+from model.negatives import Sampler, by_popularity, draw_for_each, in_batch, uniform
 
 ROWS = np.array([2, 3, 5, 9])
 CLICKS = np.array([0, 3, 15, 80])
@@ -49,11 +52,56 @@ def test_an_item_that_nobody_clicked_is_drawn_too() -> None:
     assert float(SAMPLERS["popularity"].log_q(rows=12).exp()[2]) == pytest.approx(1 / (1 + 4 + 16 + 81))
 
 
-def test_what_the_user_has_is_masked() -> None:
-    negatives = torch.tensor([[1, 2, 3], [1, 2, 3]])
-    own = torch.tensor([[PADDING, 2], [3, 1]])
+def drawn_for_each(sampler: Sampler, own: list[list[int]], *, owner: list[int], count: int, seed: int = 1) -> Tensor:
+    rng = np.random.default_rng(seed)
+    return draw_for_each(sampler, count, owner_P=np.array(owner, dtype=np.int64), own_BT=np.array(own), rng=rng)
 
-    assert without_own(negatives, own).tolist() == [[1, PADDING, 3], [PADDING, 2, PADDING]]
+
+@every_sampler
+def test_what_the_user_has_is_not_drawn_and_the_others_keep_their_proportions(sampler: Sampler) -> None:
+    drawn = drawn_for_each(sampler, [[PADDING, 3], [2, 9]], owner=[0], count=DRAWS)[0]
+
+    chance = sampler.log_q(rows=12).exp()
+    chance[3] = 0.0
+    chance /= chance.sum()
+    share = drawn.bincount(minlength=12) / DRAWS
+    assert ((share - chance).abs() <= 4 * (chance * (1 - chance) / DRAWS).sqrt() + 1e-4).all()
+
+
+@every_sampler
+@given(
+    own=st.lists(
+        st.lists(st.sampled_from([PADDING, *ROWS.tolist(), 11]), min_size=4, max_size=4), min_size=1, max_size=5
+    ),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_a_negative_is_an_item_that_the_user_does_not_have_or_nothing(
+    sampler: Sampler, own: list[list[int]], seed: int, data: st.DataObject
+) -> None:
+    owner = data.draw(st.lists(st.integers(0, len(own) - 1), max_size=6))
+
+    drawn = drawn_for_each(sampler, own, owner=owner, count=3, seed=seed)
+
+    assert drawn.shape == (len(owner), 3)
+    for position, row in zip(owner, drawn.tolist(), strict=True):
+        assert set(row) <= {PADDING, *ROWS.tolist()} - (set(own[position]) - {PADDING})
+    assert torch.equal(drawn, drawn_for_each(sampler, own, owner=owner, count=3, seed=seed))
+
+
+@every_sampler
+def test_a_user_who_has_everything_has_no_negatives(sampler: Sampler) -> None:
+    assert drawn_for_each(sampler, [ROWS.tolist()], owner=[0, 0], count=3).tolist() == [[PADDING] * 3] * 2
+
+
+def test_of_a_large_batch_some_targets_are_taken_and_none_twice() -> None:
+    targets = torch.arange(100, 150)
+
+    drawn = in_batch(targets, most=20, rng=np.random.default_rng(1))
+
+    assert len(set(drawn.tolist())) == 20
+    assert set(drawn.tolist()) <= set(targets.tolist())
+    assert torch.equal(in_batch(targets, most=50, rng=np.random.default_rng(1)), targets)
 
 
 def test_an_empty_catalogue_has_no_negatives() -> None:

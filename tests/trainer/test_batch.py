@@ -137,3 +137,11 @@ def test_a_click_without_weight_is_no_target() -> None:
     assert group.row_BT.tolist() == [[ord("a"), ord("b")]]
     assert group.target_BT.tolist() == [[PADDING, ord("c")]]
     assert group.weight_BT.tolist() == [[0.0, 2.0]]
+
+
+def test_the_first_item_of_a_sequence_is_no_target_whatever_it_is_padded_to() -> None:
+    stretches = [Stretch(("a", "b", "c"), (1.0,) * 3), Stretch(("d", "e", "f", "g"), (1.0,) * 4)]
+
+    (group,) = collate(stretches, lambda items: np.array([ord(item) for item in items]))
+
+    assert [[chr(row) for row in target_T if row] for target_T in group.target_BT.tolist()] == [list("bc"), list("efg")]

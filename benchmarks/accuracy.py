@@ -1,0 +1,218 @@
+"""How well does each loss foresee the next item, and how long does it learn for it?
+
+    .venv/bin/python -m benchmarks.accuracy [--data FILE] [--loss NAME …] [--minutes N] [--seeds N] [--threads N]
+
+Leave one out: the last item of every user is the test, the one before it says when to stop, the rest is learnt
+(benchmarks/protocol.py says how items are ranked). `--data` takes any file whose first two columns are user and item,
+in the order of time; by default the MovieLens-1M of the SASRec paper where it lies in ../shared/data. Every run is
+learnt by the code of the scheduled retrain (trainer/passes.py), with the settings of benchmarks/recipes.py.
+
+`--minutes` bounds the training of each run, in CPU minutes: they are the same whatever else the machine does. What was
+learnt is written to `--results` after every look, a file for each loss and seed; a finished run is not repeated,
+unless with `--again`. Published figures stand beside those of the paper's MovieLens-1M only.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from signal import SIGINT, SIGTERM, signal
+from typing import NamedTuple
+
+import msgspec
+import torch
+from rich.console import Console
+
+from benchmarks.common import Baseline, Goal, Row, arguments, explained, report, row
+from benchmarks.curves import draw_curves
+from benchmarks.fitting import Run, as_dict, fit
+from benchmarks.protocol import Figures, Judged, Split, read_split
+from benchmarks.recipes import RECIPES, Recipe
+
+PAPERS_DATA = Path("../shared/data/sasrec_ml1m.parquet")
+PAPERS_SPLIT = (6_040, 3_416, 999_611)
+"""Users, items and rows of the file by which the published figures were made."""
+QUICK_SECONDS = 20.0
+TOLERATED = 0.95
+"""BPR, the default, may be so much worse than the best."""
+
+
+class Figure(NamedTuple):
+    """What is reported of a run, and how to find it."""
+
+    what: str
+    of: Callable[[Run], float]
+
+
+FIGURES = {
+    "hr": Figure("HR@10, whole catalogue", lambda run: _test(run).catalogue.hr),
+    "ndcg": Figure("NDCG@10, whole catalogue", lambda run: _test(run).catalogue.ndcg),
+    "sampled_hr": Figure("HR@10, 100 sampled", lambda run: _test(run).sampled.hr),
+    "sampled_ndcg": Figure("NDCG@10, 100 sampled", lambda run: _test(run).sampled.ndcg),
+}
+PUBLISHED: dict[tuple[str, str], Baseline] = {
+    ("bce", "hr"): Baseline("SASRec, BCE, published", 0.2500),
+    ("bce", "ndcg"): Baseline("SASRec, BCE, published", 0.1341),
+    ("bce", "sampled_hr"): Baseline("SASRec's paper", 0.8245),
+    ("bce", "sampled_ndcg"): Baseline("SASRec's paper", 0.5905),
+    ("gbce", "hr"): Baseline("gSASRec, published", 0.3003),
+    ("gbce", "ndcg"): Baseline("gSASRec, published", 0.1726),
+    ("sampled_softmax", "hr"): Baseline("3,000 negatives, published", 0.3159),
+    ("sampled_softmax", "ndcg"): Baseline("3,000 negatives, published", 0.1857),
+    ("cross_entropy", "hr"): Baseline("cross-entropy, published", 0.3152),
+    ("cross_entropy", "ndcg"): Baseline("cross-entropy, published", 0.1821),
+    ("cross_entropy", "sampled_hr"): Baseline("SASRec's paper", 0.8245),
+    ("cross_entropy", "sampled_ndcg"): Baseline("SASRec's paper", 0.5905),
+}
+GOALS = {
+    ("bce", "hr"): 0.24,
+    ("bce", "ndcg"): 0.126,
+    ("bce", "sampled_hr"): 0.82,
+    ("bce", "sampled_ndcg"): 0.59,
+    ("cross_entropy", "hr"): 0.320,
+    ("cross_entropy", "ndcg"): 0.187,
+    ("cross_entropy", "sampled_hr"): 0.8245,
+    ("cross_entropy", "sampled_ndcg"): 0.61,
+}
+"""For the paper's MovieLens-1M; on other data nothing is promised."""
+
+
+def main() -> None:
+    """Learns what is missing, then reports all that was asked for."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    stop = threading.Event()
+    for number in (SIGINT, SIGTERM):
+        signal(number, lambda *_: stop.set())
+    split = read_split(options.data)
+    wanted = [(name, seed) for seed in range(1, options.seeds + 1) for name in options.loss]
+    runs = [run for name, seed in wanted if (run := _run(name, seed, split, options, stop)) is not None]
+    if not runs:
+        raise ValueError("stopped before anything was learnt")
+    draw_curves([*runs, *_others(options.results)], options.picture or options.results / "curves.png")
+    report("accuracy", _rows(runs, is_papers=split.fingerprint() == PAPERS_SPLIT))
+
+
+def _options() -> Namespace:
+    parser = arguments("how well the next item is foreseen, by loss")
+    parser.add_argument("--data", type=Path, default=PAPERS_DATA, help="user and item, in the order of time")
+    parser.add_argument("--loss", nargs="+", choices=RECIPES, default=list(RECIPES), help="which ones; all by default")
+    parser.add_argument("--minutes", type=float, help="longest training of a run, in CPU minutes")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each loss")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--results", type=Path, default=Path(".run/accuracy"), help="where runs are written and found")
+    parser.add_argument("--picture", type=Path, help="where the learning curves are drawn")
+    parser.add_argument("--again", action="store_true", help="repeat runs that are finished")
+    return parser.parse_args()
+
+
+def _run(name: str, seed: int, split: Split, options: Namespace, stop: threading.Event) -> Run | None:
+    """The finished run that was found, or a new one; None where it was stopped before it could be judged."""
+    recipe = _bounded(RECIPES[name], options)
+    path: Path = options.results / f"{name}_{seed}.json"
+    found = None if options.again else _found(path, recipe)
+    if found is not None or stop.is_set():
+        return found
+    run = None
+    for run in fit(name, recipe, split, seed=seed, stop=stop):
+        _write(path, run)
+        _tell(run)
+    return run if run is not None and run.test is not None else None
+
+
+def _bounded(recipe: Recipe, options: Namespace) -> Recipe:
+    seconds = QUICK_SECONDS if options.quick else 60.0 * (options.minutes or math.inf)
+    longest = min(seconds, recipe.retrain.max_seconds)
+    return recipe._replace(retrain=recipe.retrain.model_copy(update={"max_seconds": longest}))
+
+
+def _found(path: Path, recipe: Recipe) -> Run | None:
+    if not path.is_file():
+        return None
+    run = msgspec.json.decode(path.read_bytes(), type=Run)
+    return run if run.finished and run.settings == as_dict(recipe) else None
+
+
+def _others(results: Path) -> list[Run]:
+    """Curves of other recommenders, which were learnt elsewhere."""
+    return [msgspec.json.decode(path.read_bytes(), type=Run) for path in sorted(results.glob("*_elsewhere.json"))]
+
+
+def _write(path: Path, run: Run) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    aside.write_bytes(msgspec.json.format(msgspec.json.encode(run)))
+    aside.replace(path)
+
+
+def _tell(run: Run) -> None:
+    point = run.points[-1]
+    said = f"{point.passes} passes, {point.cpu_seconds:,.0f} CPU-s, validation {_figures(point.validation)}"
+    if run.test is not None:
+        said = f"test {_figures(run.test.catalogue)}, among 100 sampled {_figures(run.test.sampled)}"
+    Console(stderr=True, width=140).print(f"{run.name}, seed {run.seed}: {said}", highlight=False)
+
+
+def _figures(figures: Figures) -> str:
+    return f"HR@10 {figures.hr:.4f}, NDCG@10 {figures.ndcg:.4f}"
+
+
+def _rows(runs: Sequence[Run], *, is_papers: bool) -> list[Row]:
+    names = dict.fromkeys(run.name for run in runs)
+    rows = [line for name in names for line in _rows_of(name, _named(runs, name), is_papers=is_papers)]
+    best = max(names, key=lambda name: _mean(_named(runs, name), FIGURES["ndcg"]))
+    if "bpr" in names:
+        baseline = Baseline(f"the best: {best}", _mean(_named(runs, best), FIGURES["ndcg"]))
+        ours = _mean(_named(runs, "bpr"), FIGURES["ndcg"])
+        rows.append(row("bpr, NDCG@10", ours, unit="", baseline=baseline, goal=Goal("at least", TOLERATED)))
+    return rows
+
+
+def _rows_of(name: str, runs: Sequence[Run], *, is_papers: bool) -> list[Row]:
+    """The mean over seeds, how far they lie apart, and what it cost."""
+    rows = []
+    for key, figure in FIGURES.items():
+        goal = GOALS.get((name, key)) if is_papers else None
+        rows.append(
+            row(
+                f"{name}: {figure.what}",
+                _mean(runs, figure),
+                unit="",
+                baseline=PUBLISHED.get((name, key)) if is_papers else None,
+                goal=None if goal is None else Goal("at least", goal, of="ours"),
+            )
+        )
+        if len(runs) > 1:
+            values = [figure.of(run) for run in runs]
+            rows.append(row(f"{name}: the same, {len(runs)} seeds apart", max(values) - min(values), unit=""))
+    costs = {
+        "training": (lambda run: run.points[-1].cpu_seconds, "CPU s"),
+        "training, by the clock": (lambda run: run.points[-1].wall_seconds, "s"),
+        "passes": (lambda run: run.points[-1].passes, ""),
+        "parameters": (lambda run: run.parameters, ""),
+    }
+    return rows + [
+        row(f"{name}: {what}", _mean(runs, Figure(what, of)), unit=unit) for what, (of, unit) in costs.items()
+    ]
+
+
+def _named(runs: Sequence[Run], name: str) -> list[Run]:
+    return [run for run in runs if run.name == name]
+
+
+def _mean(runs: Sequence[Run], figure: Figure) -> float:
+    return statistics.fmean(figure.of(run) for run in runs)
+
+
+def _test(run: Run) -> Judged:
+    assert run.test is not None, "only judged runs are reported"
+    return run.test
+
+
+if __name__ == "__main__":
+    explained(main)
