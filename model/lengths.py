@@ -1,12 +1,53 @@
-"""Sequences of similar length together, so that short ones do not pay for long ones. Shape: B sequences."""
+"""Sequences of many lengths without padding, and those of similar length together where there must be some.
+
+Shapes: B sequences, T slots, P positions of all sequences one after another, Q of these that come out.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import torch
 from jaxtyping import Int
+from torch import Tensor
+
+from model.catalogue import PADDING
 
 GROUP_POSITIONS = 400
 """What one more group costs, in positions: the fixed part of a forward and backward pass."""
+
+
+class Packed(NamedTuple):
+    """B sequences of items, one after another, each oldest first."""
+
+    row_P: Int[Tensor, " P"]
+    length_B: Int[np.ndarray, " B"]
+    last_B: Int[np.ndarray, " B"]
+    """How many of the newest positions of each come out of the network: 0 to `length_B`."""
+
+    def whole(self) -> Packed:
+        """The same with all positions coming out."""
+        return self._replace(last_B=self.length_B)
+
+    def newest(self) -> Packed:
+        """The same with the newest position of each coming out."""
+        return self._replace(last_B=np.minimum(self.length_B, 1))
+
+    def outputs(self) -> Int[Tensor, " Q"]:
+        """Which of the positions come out, in their order."""
+        from_end_P = np.repeat(np.cumsum(self.length_B), self.length_B) - np.arange(self.length_B.sum())
+        return torch.from_numpy(np.flatnonzero(from_end_P <= np.repeat(self.last_B, self.length_B)))
+
+
+def packed(rows_BT: Int[Tensor, "B T"], *, last: int | None = None) -> Packed:
+    """Sequences without their padding, wherever it stands; what stands in the `last` slots comes out, or all."""
+    is_item_BT = rows_BT != PADDING
+    length_B, last_B = (
+        is_item_BT[:, slots].sum(dim=1).cpu().numpy()
+        for slots in (slice(None), slice(-(last or rows_BT.shape[1]), None))
+    )
+    return Packed(rows_BT[is_item_BT], length_B, last_B)
 
 
 def length_groups(

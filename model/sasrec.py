@@ -1,17 +1,20 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley 2018), from item rows to hidden states.
 
-Shapes: B sequences, T positions, D units, H heads, R rows of the item table, F rows that
-begin afresh, S last positions, E = 2 D.
+Shapes: B sequences, T positions, D units, H heads, R rows of the item table, F rows that begin afresh, S last
+positions, P positions of all sequences one after another, Q of these that come out, E = 2 D.
 
-A sequence is padded on the left: its newest item stands in the last slot, which always takes the last position
-embedding, whatever the batch's length. Padding cannot leak, for no position attends to a padded one; what comes out at
-a padded slot means nothing. The network is a function of its weights, its input and (while training) of the dropout
-generator that is passed in: there is no training mode to forget.
+Sequences are packed: no slot is padded, and what is not wanted is not computed. The newest item of a sequence always
+takes the last position embedding. The network is a function of its weights, its input and (while training) of the
+dropout generator that is passed in: there is no training mode to forget.
+
+What the network computes stands here, in torch. On a CPU `model/native` computes the same, several times faster, where
+a C++ compiler is found; dropout falls on the same units either way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +23,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.catalogue import PADDING
-from model.dropout import add_dropped, dropout
+from model.dropout import Dropout
+from model.lengths import Packed, length_groups, packed
+from model.native.functions import Shape, native_block, native_embedding, native_norm, runs_natively
 from model.settings import ModelSettings
 
 INITIAL_SCALE = 0.02
 """Standard deviation of new embeddings: small scores at first, and a few steps of Adam are enough to move them."""
+EMBEDDING_SITE = 0
+"""Where units are dropped first; the blocks' sites follow, two each."""
+
+
+class Slots(NamedTuple):
+    """Sequences of similar length, padded on the right, where causality alone hides the padding from every position."""
+
+    position_BT: Int[np.ndarray, "B T"]
+    """Among all positions of the packed batch; any number where padded."""
+    asking_BS: Int[Tensor, "B S"]
+    """The last S slots of each sequence; slot 0 where a sequence is shorter."""
+    wanted_BS: Bool[Tensor, "B S"]
+    """Which of them come out."""
+    is_all: bool
+    """Whether every slot asks, padded ones too, and slot s is number s of those that do."""
 
 
 class Block(nn.Module):
@@ -33,12 +53,10 @@ class Block(nn.Module):
     As in the paper, heads are concatenated without another projection, and dropout is on what each sub-layer adds.
     """
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, *, site: int) -> None:
         super().__init__()
         units = settings.units
-        self.heads = settings.heads
-        self.rate = settings.dropout
-        self.norm = settings.norm
+        self.shape = Shape(settings.heads, settings.norm, site)
         self.attention_norm = nn.LayerNorm(units)
         self.query_key_value = nn.Linear(units, 3 * units, bias=False)
         self.forward_norm = nn.LayerNorm(units)
@@ -46,46 +64,59 @@ class Block(nn.Module):
         self.outer = nn.Linear(units, units)
 
     def forward(
-        self,
-        input_BTD: Float[Tensor, "B T D"],
-        mask_B1ST: Float[Tensor, "B 1 S T"],
-        rng: np.random.Generator | None,
+        self, input_BTD: Float[Tensor, "B T D"], slots: Slots, dropout: Dropout | None
     ) -> Float[Tensor, "B S D"]:
-        """The last S positions, each from itself and those before it."""
-        normed_BTD = self.attention_norm(input_BTD) if self.norm == "pre" else input_BTD
-        query_BSD, key_BTD, value_BTD = self._project(normed_BTD, mask_B1ST.shape[2])
-        attended_BSD = self._attend(query_BSD, key_BTD, value_BTD, mask_B1ST)
-        residual_BSD = input_BTD[:, -mask_B1ST.shape[2] :]
-        return self._feed_forward(self._join_attention(residual_BSD, attended_BSD, rng), rng)
+        """The slots that ask, each from itself and those before it."""
+        normed_BTD = self.attention_norm(input_BTD) if self.shape.norm == "pre" else input_BTD
+        attended_BSD = self._attend(normed_BTD, slots)
+        joined_BSD = asking(input_BTD, slots) + self._dropped(attended_BSD, slots, dropout, site=0)
+        if self.shape.norm == "post":
+            joined_BSD = self.attention_norm(joined_BSD)
+        normed_BSD = self.forward_norm(joined_BSD) if self.shape.norm == "pre" else joined_BSD
+        branch_BSD = self.outer(functional.relu(self.inner(normed_BSD)))
+        summed_BSD = joined_BSD + self._dropped(branch_BSD, slots, dropout, site=1)
+        output_BSD: Tensor = self.forward_norm(summed_BSD) if self.shape.norm == "post" else summed_BSD
+        return output_BSD
 
-    def _project(self, normed_BTD: Tensor, last: int) -> tuple[Tensor, ...]:
-        """Queries of the last positions, keys and values of all."""
+    def packed(
+        self, input_PD: Float[Tensor, "P D"], sequences: Packed, dropout: Dropout | None
+    ) -> Float[Tensor, "Q D"]:
+        """The same, for the last positions of packed sequences, by the native kernels."""
+        weights = (
+            *(self.attention_norm.weight, self.attention_norm.bias, self.query_key_value.weight),
+            *(self.forward_norm.weight, self.forward_norm.bias),
+            *(self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias),
+        )
+        return native_block(input_PD, weights, sequences, self.shape, dropout)
+
+    def _attend(self, normed_BTD: Tensor, slots: Slots) -> Tensor:
+        """Queries of the slots that ask, keys and values of all."""
+        query, key, value = map(self._by_head, self._project(normed_BTD, slots))
+        slot_T = torch.arange(normed_BTD.shape[1], device=normed_BTD.device)
+        visible_B1ST = None if slots.is_all else (slot_T <= slots.asking_BS[:, :, None])[:, None]
+        attended_BHSK = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible_B1ST, is_causal=slots.is_all
+        )
+        return attended_BHSK.transpose(1, 2).flatten(2)
+
+    def _project(self, normed_BTD: Tensor, slots: Slots) -> tuple[Tensor, ...]:
         units = normed_BTD.shape[-1]
-        if last == normed_BTD.shape[1]:
+        if slots.is_all:
             return torch.split(self.query_key_value(normed_BTD), units, dim=-1)
         query_weight, key_value_weight = torch.split(self.query_key_value.weight, [units, 2 * units])
         key_value_BTE = functional.linear(normed_BTD, key_value_weight)
-        query_BSD = functional.linear(normed_BTD[:, -last:], query_weight)
+        query_BSD = functional.linear(asking(normed_BTD, slots), query_weight)
         return query_BSD, *torch.split(key_value_BTE, units, dim=-1)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        attended = functional.scaled_dot_product_attention(
-            self._by_head(query), self._by_head(key), self._by_head(value), attn_mask=mask
-        )
-        return attended.transpose(1, 2).flatten(2)
-
     def _by_head(self, hidden: Tensor) -> Tensor:
-        return hidden.view(*hidden.shape[:2], self.heads, -1).transpose(1, 2)
+        heads = self.shape.heads
+        return hidden.view(*hidden.shape[:2], heads, hidden.shape[2] // heads).transpose(1, 2)
 
-    def _join_attention(self, residual: Tensor, branch: Tensor, rng: np.random.Generator | None) -> Tensor:
-        joined = add_dropped(residual, branch, rate=self.rate, rng=rng)
-        return joined if self.norm == "pre" else self.attention_norm(joined)
-
-    def _feed_forward(self, hidden: Tensor, rng: np.random.Generator | None) -> Tensor:
-        normed = self.forward_norm(hidden) if self.norm == "pre" else hidden
-        branch = self.outer(functional.relu(self.inner(normed)))
-        joined = add_dropped(hidden, branch, rate=self.rate, rng=rng)
-        return joined if self.norm == "pre" else self.forward_norm(joined)
+    def _dropped(self, branch_BSD: Tensor, slots: Slots, dropout: Dropout | None, *, site: int) -> Tensor:
+        if dropout is None:
+            return branch_BSD
+        position_BS = np.take_along_axis(slots.position_BT, slots.asking_BS.cpu().numpy(), axis=1)
+        return branch_BSD * dropout.mask(position_BS, like=branch_BSD, site=self.shape.site + site)
 
 
 class SASRec(nn.Module):
@@ -100,7 +131,9 @@ class SASRec(nn.Module):
         self.settings = settings
         self.item_RD = nn.Parameter(torch.zeros(capacity, settings.units))
         self.position_TD = nn.Parameter(torch.empty(settings.max_length, settings.units))
-        self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.blocks))
+        self.blocks = nn.ModuleList(
+            Block(settings, site=EMBEDDING_SITE + 1 + 2 * number) for number in range(settings.blocks)
+        )
         self.final_norm = nn.LayerNorm(settings.units) if settings.norm == "pre" else nn.Identity()
         self._draw_dense(generator)
 
@@ -117,24 +150,40 @@ class SASRec(nn.Module):
     def forward(
         self, rows_BT: Int[Tensor, "B T"], *, last: int | None = None, rng: np.random.Generator | None = None
     ) -> Float[Tensor, "B S D"]:
-        """Hidden states, to be multiplied with the item table: of every position, or only of the `last` S.
+        """Hidden states, to be multiplied with the item table: of every slot, or only of the `last` S.
+
+        Sequences may be padded on either side or between; padded slots stay zero. Dropout only with `rng`.
+        """
+        wanted_BS = (rows_BT != PADDING)[:, -(last or rows_BT.shape[1]) :]
+        hidden_QD = self.encode(packed(rows_BT, last=last), rng=rng)
+        hidden_BSD = hidden_QD.new_zeros(*wanted_BS.shape, self.settings.units)
+        hidden_BSD[wanted_BS] = hidden_QD
+        return hidden_BSD
+
+    def encode(self, sequences: Packed, *, rng: np.random.Generator | None = None) -> Float[Tensor, "Q D"]:
+        """Hidden states of the last positions of each sequence, one sequence after another.
 
         Fewer positions cost less, for the last block works on them alone. Dropout only with `rng`.
+
+        Raises:
+            ValueError: a sequence is longer than the model's positions.
         """
-        hidden_BTD = dropout(self._embed(rows_BT), rate=self.settings.dropout, rng=rng)
-        mask_B1TT = attention_mask(rows_BT != PADDING, dtype=hidden_BTD.dtype)
-        first = rows_BT.shape[1] - (last or rows_BT.shape[1])
-        for block in self.blocks[:-1]:
-            hidden_BTD = block(hidden_BTD, mask_B1TT, rng)
-        for block in self.blocks[-1:]:
-            hidden_BTD = block(hidden_BTD, mask_B1TT[:, :, first:], rng)
-        normed_BSD: Tensor = self.final_norm(hidden_BTD if self.blocks else hidden_BTD[:, first:])
-        return normed_BSD
+        longest = int(sequences.length_B.max(initial=0))
+        if longest > self.settings.max_length:
+            raise ValueError(f"{longest} positions, the model knows {self.settings.max_length}; pass only the newest")
+        dropout = Dropout.drawn(self.settings.dropout, rng)
+        if not sequences.last_B.any():
+            return self.item_RD.new_zeros(0, self.settings.units)
+        if runs_natively(self.item_RD, heads=self.settings.heads):
+            return self._encode_natively(sequences, dropout)
+        return self._encode_by_torch(sequences, dropout)
 
     @torch.inference_mode()
     def encode_last(self, rows_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-        """The hidden state at the newest position, for prediction."""
-        hidden_BD: Tensor = self(rows_BT, last=1)[:, 0]
+        """The hidden state at the newest item, for prediction; zero where there is none."""
+        is_known_B = (rows_BT != PADDING).any(dim=1)
+        hidden_BD = self.item_RD.new_zeros(len(rows_BT), self.settings.units)
+        hidden_BD[is_known_B] = self.encode(packed(rows_BT[is_known_B]).newest())
         return hidden_BD
 
     def grow(self, capacity: int) -> None:
@@ -171,15 +220,59 @@ class SASRec(nn.Module):
             raise ValueError(f"the weights do not fit the model's settings: {error}; use another checkpoint") from error
         return model
 
-    def _embed(self, rows_BT: Tensor) -> Tensor:
-        length = rows_BT.shape[1]
-        if length > self.settings.max_length:
-            raise ValueError(f"{length} positions, the model knows {self.settings.max_length}; pass only the newest")
-        item_BTD = functional.embedding(rows_BT, self.item_RD, padding_idx=PADDING, sparse=True)
-        # Scaled as in "Attention is all you need", so that items and positions speak equally loud.
-        return torch.add(
-            self.position_TD[self.settings.max_length - length :], item_BTD, alpha=self.settings.units**0.5
-        )
+    def _encode_natively(self, sequences: Packed, dropout: Dropout | None) -> Tensor:
+        hidden_PD = native_embedding(self.item_RD, self.position_TD, sequences, scale=self._item_scale, dropout=dropout)
+        for block in self._blocks()[:-1]:
+            hidden_PD = block.packed(hidden_PD, sequences.whole(), dropout)
+        for block in self._blocks()[-1:]:
+            hidden_PD = block.packed(hidden_PD, sequences, dropout)
+        hidden_QD = hidden_PD if self.blocks else hidden_PD[sequences.outputs()]
+        return native_norm(hidden_QD, self.final_norm) if isinstance(self.final_norm, nn.LayerNorm) else hidden_QD
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def _encode_by_torch(self, sequences: Packed, dropout: Dropout | None) -> Tensor:
+        """Sequences of similar length together; the definition of what the native kernels do."""
+        wanted_B = np.flatnonzero(sequences.last_B)
+        groups = [wanted_B[group] for group in length_groups(sequences.length_B[wanted_B])]
+        parts = [self._encode_group(sequences, group, dropout) for group in groups]
+        hidden_QD, position_Q = torch.cat([hidden for hidden, _ in parts]), torch.cat([at for _, at in parts])
+        normed_QD: Tensor = self.final_norm(hidden_QD[position_Q.argsort()])
+        return normed_QD
+
+    def _encode_group(
+        self, sequences: Packed, group: Int[np.ndarray, " G"], dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor]:
+        """What comes out of some sequences, and where in the batch each of it stands."""
+        every, last = (slots_of(chosen, group, self.device) for chosen in (sequences.whole(), sequences))
+        hidden_BTD = self._embed(sequences, every, group, dropout)
+        for block in self._blocks()[:-1]:
+            hidden_BTD = block(hidden_BTD, every, dropout)
+        for block in self._blocks()[-1:]:
+            hidden_BTD = block(hidden_BTD, last, dropout)
+        hidden_BSD = hidden_BTD if self.blocks else asking(hidden_BTD, last)
+        position_BT = torch.from_numpy(last.position_BT).to(self.device)
+        return hidden_BSD[last.wanted_BS], position_BT.gather(1, last.asking_BS)[last.wanted_BS]
+
+    def _embed(
+        self, sequences: Packed, every: Slots, group: Int[np.ndarray, " G"], dropout: Dropout | None
+    ) -> Float[Tensor, "G T D"]:
+        slot_T = np.arange(every.position_BT.shape[1])
+        length_G1 = sequences.length_B[group, None]
+        place_GT = np.where(slot_T < length_G1, self.settings.max_length - length_G1 + slot_T, 0)
+        row_GT = sequences.row_P[torch.from_numpy(every.position_BT).to(sequences.row_P.device)].to(self.device)
+        item_GTD = functional.embedding(row_GT, self.item_RD, padding_idx=PADDING, sparse=True)
+        place_GTD = functional.embedding(torch.from_numpy(place_GT).to(self.device), self.position_TD)
+        summed_GTD = torch.add(place_GTD, item_GTD, alpha=self._item_scale)
+        if dropout is None:
+            return summed_GTD
+        return summed_GTD * dropout.mask(every.position_BT, like=summed_GTD, site=EMBEDDING_SITE)
+
+    @property
+    def _item_scale(self) -> float:
+        """As in "Attention is all you need", so that items and positions speak equally loud."""
+        return float(self.settings.units**0.5)
 
     @torch.no_grad()
     def _draw_dense(self, generator: torch.Generator) -> None:
@@ -191,14 +284,23 @@ class SASRec(nn.Module):
                     module.bias.zero_()
 
 
-def attention_mask(valid_BT: Bool[Tensor, "B T"], *, dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
-    """Zero where position t may look at s: s is a real slot not after t, or t itself; else -inf.
+def slots_of(sequences: Packed, group: Int[np.ndarray, " G"], device: torch.device) -> Slots:
+    """The sequences of a group side by side."""
+    length_G1, last_G1 = sequences.length_B[group, None], sequences.last_B[group, None]
+    start_G1 = (np.cumsum(sequences.length_B) - sequences.length_B)[group, None]
+    slot_T, number_S = np.arange(length_G1.max(initial=0)), np.arange(last_G1.max(initial=0))
+    asking_GS = length_G1 - last_G1 + number_S
+    wanted_GS = number_S < last_G1
+    return Slots(
+        position_BT=np.where(slot_T < length_G1, start_G1 + slot_T, start_G1),
+        asking_BS=torch.from_numpy(np.where(wanted_GS, asking_GS, 0)).to(device),
+        wanted_BS=torch.from_numpy(wanted_GS).to(device),
+        is_all=bool((length_G1 == last_G1).all()),
+    )
 
-    A padded slot looks at itself alone, so that no softmax is taken over nothing.
-    """
-    length = valid_BT.shape[1]
-    later_TT = torch.ones(length, length, dtype=torch.bool, device=valid_BT.device).triu(diagonal=1)
-    itself_TT = torch.eye(length, dtype=torch.bool, device=valid_BT.device)
-    hidden_BTT = (later_TT | ~valid_BT[:, None, :]) & ~itself_TT
-    mask_BTT = torch.zeros(hidden_BTT.shape, dtype=dtype, device=valid_BT.device)
-    return mask_BTT.masked_fill_(hidden_BTT, -torch.inf)[:, None]
+
+def asking(hidden_BTD: Float[Tensor, "B T D"], slots: Slots) -> Float[Tensor, "B S D"]:
+    """The slots that ask, of every sequence."""
+    if slots.is_all:
+        return hidden_BTD
+    return hidden_BTD.gather(1, slots.asking_BS[:, :, None].expand(-1, -1, hidden_BTD.shape[2]))

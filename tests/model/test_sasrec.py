@@ -84,6 +84,18 @@ def test_the_last_positions_alone_are_the_same(model: SASRec, last: int) -> None
     torch.testing.assert_close(model(ROWS, last=last), model(ROWS)[:, -last:])
 
 
+def test_nothing_comes_out_of_nothing(model: SASRec) -> None:
+    nothing = torch.zeros(2, 3, dtype=torch.int64)
+
+    assert not model(nothing).any()
+    assert not model.encode_last(nothing).any()
+    assert model(nothing[:0]).shape == (0, 3, 8)
+
+
+def test_padding_between_items_moves_nothing(model: SASRec) -> None:
+    torch.testing.assert_close(model(torch.tensor([[3, 0, 1, 2, 0]]))[0, [0, 2, 3]], model(ROWS)[0, 2:])
+
+
 def test_prediction_is_the_last_position(model: SASRec) -> None:
     torch.testing.assert_close(model.encode_last(ROWS), model(ROWS)[:, -1].detach())
 

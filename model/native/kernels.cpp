@@ -1,0 +1,28 @@
+// What Python calls, by ctypes: plain structures of numbers and addresses. Nothing here throws, keeps or frees memory
+// of the caller. A change to a structure must be made in `library.py` too.
+
+#include "block.h"
+#include "embedding.h"
+#include "last_norm.h"
+
+extern "C" {
+
+int64_t native_lanes() { return native::kLanes; }
+
+int64_t native_block_saved(int64_t positions, int64_t outputs, int64_t units, int64_t heads) {
+    return native::Block::saved_size(positions, outputs, units, heads);
+}
+
+void native_block_forward(const BlockCall* call) { native::Block(*call).forward(); }
+
+void native_block_backward(const BlockCall* call) { native::Block(*call).backward(); }
+
+void native_embedding_forward(const EmbeddingCall* call) { native::Embedding(*call).forward(); }
+
+void native_embedding_backward(const EmbeddingCall* call) { native::Embedding(*call).backward(); }
+
+void native_norm_forward(const NormCall* call) { native::LastNorm(*call).forward(); }
+
+void native_norm_backward(const NormCall* call) { native::LastNorm(*call).backward(); }
+
+}  // extern "C"

@@ -1,0 +1,127 @@
+"""The compiled kernels as functions of tensors: the structures of `kernels.cpp`, and who owns the memory.
+
+Shapes: B sequences, P positions of all sequences one after another, Q positions that come out, D units, T positions of
+the longest sequence that the network knows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_POINTER = ctypes.c_void_p
+_WEIGHTS = 9
+
+
+class BlockCall(ctypes.Structure):
+    """`struct BlockCall` of block.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("sequences", "units", "heads", "pre_norm", "threads", "site", "dropped")),
+        ("seed", ctypes.c_uint64),
+        ("factor", ctypes.c_double),
+        *((name, _POINTER) for name in ("lengths", "lasts", "input")),
+        ("weights", _POINTER * _WEIGHTS),
+        *((name, _POINTER) for name in ("saved", "output", "given", "input_gradient")),
+        ("gradients", _POINTER * _WEIGHTS),
+    )
+
+
+class EmbeddingCall(ctypes.Structure):
+    """`struct EmbeddingCall` of embedding.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("sequences", "units", "max_length", "threads", "site", "dropped")),
+        ("seed", ctypes.c_uint64),
+        *((name, ctypes.c_double) for name in ("factor", "scale")),
+        *((name, _POINTER) for name in ("lengths", "rows", "items", "places", "output", "given")),
+        *((name, _POINTER) for name in ("item_gradient", "place_gradient")),
+    )
+
+
+class NormCall(ctypes.Structure):
+    """`struct NormCall` of last_norm.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "units", "threads")),
+        *((name, _POINTER) for name in ("input", "weight", "bias", "output", "given")),
+        *((name, _POINTER) for name in ("input_gradient", "weight_gradient", "bias_gradient")),
+    )
+
+
+class Sequences(NamedTuple):
+    """B sequences one after another; of each, the newest `last` come out of a block."""
+
+    length_B: Tensor
+    last_B: Tensor
+    positions: int
+    outputs: int
+
+
+class Dropped(NamedTuple):
+    """What is dropped, as `model.dropout.Dropout` says it; nothing where `dropped` is 0."""
+
+    seed: int
+    dropped: int
+    factor: float
+
+
+NOTHING_DROPPED = Dropped(0, 0, 1.0)
+
+
+class Kernels:
+    """The library with its functions declared; every tensor is float32 or int64, contiguous and on the CPU."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        library.native_block_saved.restype = ctypes.c_int64
+        library.native_block_saved.argtypes = [ctypes.c_int64] * 4
+        for name in ("block", "embedding", "norm"):
+            for way in ("forward", "backward"):
+                function = getattr(library, f"native_{name}_{way}")
+                function.restype, function.argtypes = None, [_POINTER]
+
+    def saved_for_block(self, sequences: Sequences, *, units: int, heads: int) -> Tensor:
+        """Room for what a block's backward pass needs."""
+        return torch.empty(self._library.native_block_saved(sequences.positions, sequences.outputs, units, heads))
+
+    def block_forward(self, call: BlockCall) -> None:
+        """Fills `saved` and `output`."""
+        self._library.native_block_forward(ctypes.byref(call))
+
+    def block_backward(self, call: BlockCall) -> None:
+        """Fills `input_gradient` and `gradients`."""
+        self._library.native_block_backward(ctypes.byref(call))
+
+    def embedding_forward(self, call: EmbeddingCall) -> None:
+        """Fills `output`."""
+        self._library.native_embedding_forward(ctypes.byref(call))
+
+    def embedding_backward(self, call: EmbeddingCall) -> None:
+        """Fills `item_gradient`, adds to `place_gradient`."""
+        self._library.native_embedding_backward(ctypes.byref(call))
+
+    def norm_forward(self, call: NormCall) -> None:
+        """Fills `output`."""
+        self._library.native_norm_forward(ctypes.byref(call))
+
+    def norm_backward(self, call: NormCall) -> None:
+        """Fills the three gradients."""
+        self._library.native_norm_backward(ctypes.byref(call))
+
+
+def address(tensor: Tensor) -> int:
+    """Where its numbers lie; the tensor must outlive the call that uses it."""
+    assert tensor.is_contiguous()
+    assert tensor.device.type == "cpu"
+    return tensor.data_ptr()
+
+
+def addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    """Those of a block's weights or gradients, in the order of `enum Weight` in block.h."""
+    assert len(tensors) == _WEIGHTS
+    return (_POINTER * _WEIGHTS)(*map(address, tensors))
