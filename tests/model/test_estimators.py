@@ -87,3 +87,25 @@ def judge(method: str, rng: np.random.Generator) -> Estimate:
     model = CLICK_RATE / 2
     expected = np.full(1_000, float(JUDGED @ model))
     return doubly_robust(weight, reward, predicted_I=model[item], expected_I=expected, confidence=0.95)
+
+
+def test_the_open_bandit_pipeline_says_the_same() -> None:
+    """Twelve impressions of three items; the values are what obp 0.4.1 returned for them (numpy 2.4).
+
+    InverseProbabilityWeighting, SelfNormalizedInverseProbabilityWeighting and DoublyRobust of obp.ope.estimators, with
+    `policy_IK` as `action_dist` and `model_IK` as `estimated_rewards_by_reg_model`.
+    """
+    index = np.arange(12)
+    item = index * 7 % 3
+    reward = (index * 5 % 4 < 2).astype(np.float64)
+    propensity = np.array([0.5, 0.25, 0.125])[(index * 7 + index // 3) % 3]
+    policy_IK = np.array([[0.5, 0.25, 0.25], [0.125, 0.5, 0.375], [0.25, 0.125, 0.625]])[index % 3 - 1]
+    model_IK = np.array([[0.25, 0.5, 0.75], [0.5, 0.125, 0.375]])[index % 2]
+    weight = policy_IK[index, item] / propensity
+    predicted, expected = model_IK[index, item], (policy_IK * model_IK).sum(axis=1)
+
+    robust = doubly_robust(weight, reward, predicted_I=predicted, expected_I=expected, confidence=0.95)
+
+    assert ips(weight, reward, confidence=0.95).value == pytest.approx(0.5208333333333334, abs=1e-9)
+    assert snips(weight, reward, confidence=0.95).value == pytest.approx(0.373134328358209, abs=1e-9)
+    assert robust.value == pytest.approx(0.3020833333333333, abs=1e-9)
