@@ -2,8 +2,8 @@
 
 The counts are read from the users' states on `sequences`, where they are as exact as the states themselves, and from
 the dead letters, each source position once. Messages come in at offsets; what the worker has not finished yet is the
-difference, `waiting`. Transaction markers take up offsets too: on topics written by transactional producers, `waiting`
-counts them.
+difference, `waiting`. Offsets that hold no event, because a transactional producer's markers and what it took back
+stand there, are counted as `markers`, as far back as the topic is kept.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from kafka import KafkaConsumer, TopicPartition
 
 from stream.clients import consumer
 from stream.dead_letters import source_position
-from stream.sequences import UserState, decode_state
+from stream.sequences import Inherited, UserState, decode_state
 from stream.settings import KafkaSettings
 from stream.topics import CLICKS, DEAD_LETTER_SUFFIX, IMPRESSIONS, RECOMMENDATIONS, SEQUENCES
 
 INPUTS = (CLICKS, IMPRESSIONS, RECOMMENDATIONS)
+GROUP = "stream"
+"""The consumer group whose offsets say what is finished."""
 ITEMS = "impression items"
 """What impressions count beside messages: each item seen ends in its own way."""
 
@@ -49,35 +51,72 @@ class Account(NamedTuple):
         return self.came_in - sum(self.outcomes.values())
 
 
-_COUNTS: tuple[tuple[str, str, Callable[[UserState], int]], ...] = (
-    (CLICKS, "applied", lambda state: state.clicks_applied),
-    (CLICKS, "duplicate", lambda state: state.accounts.clicks_duplicate),
-    (CLICKS, "late", lambda state: state.accounts.clicks_late),
-    (IMPRESSIONS, "applied", lambda state: state.accounts.impressions),
-    (RECOMMENDATIONS, "applied", lambda state: state.accounts.slates),
-    (RECOMMENDATIONS, "duplicate", lambda state: state.accounts.slates_duplicate),
-    (RECOMMENDATIONS, "late", lambda state: state.accounts.slates_late),
-    (ITEMS, "clicked", lambda state: state.accounts.items_clicked),
-    (ITEMS, "expired", lambda state: state.accounts.items_expired),
-    (ITEMS, "duplicate", lambda state: state.accounts.items_duplicate),
-    (ITEMS, "late", lambda state: state.accounts.items_late),
-    (ITEMS, "open", lambda state: sum(len(slate.seen) for slate in state.slates)),
-    (ITEMS, _CAME_IN, lambda state: state.accounts.items_seen),
+_Part = UserState | Inherited
+"""Whose events are counted: the user's own, and those of users who were forgotten at an event of this one."""
+
+
+def _seen_open(part: _Part) -> int:
+    return sum(len(slate.seen) for slate in part.slates) if isinstance(part, UserState) else 0
+
+
+_COUNTS: tuple[tuple[str, str, Callable[[_Part], int]], ...] = (
+    (CLICKS, "applied", lambda part: part.clicks_applied),
+    (CLICKS, "duplicate", lambda part: part.accounts.clicks_duplicate),
+    (CLICKS, "late", lambda part: part.accounts.clicks_late),
+    (IMPRESSIONS, "applied", lambda part: part.accounts.impressions),
+    (RECOMMENDATIONS, "applied", lambda part: part.accounts.slates),
+    (RECOMMENDATIONS, "duplicate", lambda part: part.accounts.slates_duplicate),
+    (RECOMMENDATIONS, "late", lambda part: part.accounts.slates_late),
+    (ITEMS, "clicked", lambda part: part.accounts.items_clicked),
+    (ITEMS, "expired", lambda part: part.accounts.items_expired),
+    (ITEMS, "duplicate", lambda part: part.accounts.items_duplicate),
+    (ITEMS, "late", lambda part: part.accounts.items_late),
+    (ITEMS, "open", _seen_open),
+    (ITEMS, _CAME_IN, lambda part: part.accounts.items_seen),
 )
 
 
+def _counts_of(state: UserState) -> tuple[int, ...]:
+    others = state.inherited or Inherited()
+    return tuple(count(state) + count(others) for _, _, count in _COUNTS)
+
+
 def read_accounts(kafka: KafkaSettings) -> list[Account]:
-    """The ledger as it stands now; exact once the worker has finished what had come in."""
-    with consumer(kafka) as client:
+    """The ledger as it stands now; exact once the worker has finished what had come in.
+
+    Reads `sequences` and the dead letters, and of an input topic what is finished where some offsets held no event.
+    """
+    with consumer(kafka, group_id=kafka.group(GROUP)) as client:
         dead = _dead_letters(client, kafka)
         totals = _totals(client, kafka)
         # Last, so that nothing counted above had not come in yet.
         came_in = {(name, partition): end for name in INPUTS for partition, end in _ends(client, kafka, name).items()}
-    return [
-        _account(name, partition, totals.get(partition, Counter()), came_in, dead)
-        for partition in sorted({partition for _, partition in came_in})
-        for name in (*INPUTS, ITEMS)
-    ]
+        ledger = [
+            _account(name, partition, totals.get(partition, Counter()), came_in, dead)
+            for partition in sorted({partition for _, partition in came_in})
+            for name in (*INPUTS, ITEMS)
+        ]
+        return [account if account.topic == ITEMS else _with_markers(account, client, kafka) for account in ledger]
+
+
+def _with_markers(account: Account, client: KafkaConsumer, kafka: KafkaSettings) -> Account:
+    """The account with the offsets that held no event, which are looked for only where finished ones are missing."""
+    tp = TopicPartition(kafka.topic(account.topic), account.partition)
+    finished = client.committed(tp) or 0
+    missing = account.waiting > account.came_in - finished
+    markers = _offsets_without_record(client, tp, finished) if missing else 0
+    return account._replace(outcomes=account.outcomes | {"markers": markers})
+
+
+def _offsets_without_record(client: KafkaConsumer, tp: TopicPartition, behind: int) -> int:
+    """Up to an offset and as far back as the topic is kept: transaction markers and what was taken back."""
+    client.assign([tp])
+    client.seek_to_beginning(tp)
+    first, read = int(client.position(tp)), 0
+    while client.position(tp) < behind:
+        for records in client.poll(timeout_ms=1_000).values():
+            read += sum(record.offset < behind for record in records)
+    return max(behind - first - read, 0)
 
 
 def _account(
@@ -97,8 +136,7 @@ def _totals(client: KafkaConsumer, kafka: KafkaSettings) -> dict[int, Counter[Co
         if record.value is None:
             users.pop(record.key, None)
         else:
-            state = decode_state(record.value)
-            users[record.key] = tuple(count(state) for _, _, count in _COUNTS)
+            users[record.key] = _counts_of(decode_state(record.value))
     return {partition: _sum(users.values()) for partition, users in rows.items()}
 
 

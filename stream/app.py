@@ -18,6 +18,7 @@ from stream.admin import require_topics
 from stream.batches import BatchProducer
 from stream.folding import SOURCES
 from stream.reading import Reader
+from stream.recovery import Recovery
 from stream.settings import KafkaSettings, StreamSettings
 from stream.store import ROCKSDB_OPTIONS, StateStore
 from stream.topics import SEQUENCES
@@ -96,8 +97,9 @@ async def _run(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     app = create_app(kafka, stream, directory, instance=instance)
     async with BatchProducer(kafka) as producer:
-        table = add_table(app, kafka)
-        add_agent(app, kafka, lambda: worker(kafka, stream, producer=producer, store=StateStore(table)))
+        store = StateStore(add_table(app, kafka), stream)
+        chunks.restore_with(app, Recovery(app, store).restore)
+        add_agent(app, kafka, lambda: worker(kafka, stream, producer=producer, store=store))
         watch(lambda: progress_of(app), patience_seconds=stream.stall_seconds)
         await _run_until(stop, app, on_ready)
 

@@ -1,8 +1,10 @@
 """A Faust transport that hands an agent whole chunks: all records fetched of a partition arrive as one message.
 
 Faust spends four tasks and a wait on every message. Here, what one fetch brings of a partition of an input topic
-becomes one message: its value is a `Chunk` with the raw records, its offset is the last one's. Changelog topics are
-delivered record by record as ever, so tables, rebalances, standbys and recovery work as before.
+becomes one message: its value is a `Chunk` with the raw records, its offset is the last one's.
+
+Recovery and standbys of tables go by chunks as well, once `restore_with` has said how a table takes them: the records
+fetched of a changelog go there as a whole, and Faust's own recovery sees only how far they reach.
 
 The agent says `chunk.finished = True` when everything that follows from the records is safe, and then acknowledges.
 Only such chunks are committed: Faust itself acknowledges messages that it skips, as while a rebalance begins, and
@@ -21,8 +23,9 @@ lies between was fetched and then dropped, and comes again after a restart.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from aiokafka import TopicPartition
 from faust.transport.drivers import TRANSPORTS
@@ -40,7 +43,14 @@ FETCH_WAIT_MS = 200
 LOOK_AGAIN_SECONDS = 0.01
 """How long a fetch waits while some partition is left out."""
 
+RESTORED = b"\0restored"
+"""The key that Faust deletes instead of the records which were restored already: nobody can have it."""
+
 Record = TypeVar("Record", bound=RawRecord)
+Restore = Callable[[TP, Sequence[Any]], None]
+"""Takes over records of a changelog partition, in their order, some of them perhaps for the second time."""
+
+_RESTORERS: WeakKeyDictionary[Any, Restore] = WeakKeyDictionary()
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -79,6 +89,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # Fau
         if state is None or state.lso is None or not state.has_valid_position:
             return True
         return bool(state.position < state.lso)
+
+    def reached(self, tp: TP) -> int:
+        """The offset behind all that was taken from the fetcher, records or not; -1 where nobody has said."""
+        assignment = self._ensure_consumer()._subscription.subscription.assignment  # noqa: SLF001 - see above
+        state = None if assignment is None else assignment.state_value(TopicPartition(*tp))
+        return int(state.position) if state is not None and state.has_valid_position else -1
 
 
 class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
@@ -141,6 +157,12 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         self._is_rewinding = False
         super().resume_flow()
 
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        """Seeks, of changelogs to where recovery begins; what was fetched before does not count as behind it."""
+        self._seeks += 1
+        await super().seek_wait(partitions)
+        self._seeks += 1
+
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Forgets where these stood: somebody else may carry on."""
         for tp in revoked:
@@ -177,9 +199,33 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         fetched = await super()._getmany(wanted, timeout)
         if fetched and seeks != self._seeks:
             # Nobody can tell from which side of the seek these are: have them again.
-            await self._return(tp for tp in fetched if self._is_input(tp))
-            return {tp: records for tp, records in fetched.items() if not self._is_input(tp)}
-        return {tp: [self._chunk(tp, rs)] if self._is_input(tp) else rs for tp, rs in fetched.items()}
+            await self._return(fetched)
+            return {}
+        self._pass_over(tp for tp in wanted if tp not in fetched and self._is_input(tp))
+        return {tp: self._delivered(tp, records) for tp, records in fetched.items()}
+
+    def _pass_over(self, tps: Iterable[TP]) -> None:
+        """What holds no record, as a transaction's end and what it took back, is finished when all before it is.
+
+        Otherwise it would look for ever as if something waited.
+        """
+        for tp in tps:
+            if tp in self._finished and self._fetched.get(tp) == self._finished[tp]:
+                self._fetched[tp] = self._finished[tp] = max(self._finished[tp], self._thread.reached(tp))
+
+    def _delivered(self, tp: TP, records: Sequence[Any]) -> Sequence[Any]:
+        if self._is_input(tp):
+            return [self._chunk(tp, records)]
+        restore = _RESTORERS.get(self.app)
+        if restore is None or not self._is_restoring(tp):
+            return records
+        restore(tp, records)
+        return [dataclasses.replace(records[-1], key=RESTORED, value=None, headers=())]
+
+    def _is_restoring(self, tp: TP) -> bool:
+        """Whether the partition's table is open here: only so its records may be written."""
+        recovery = self.app.tables.recovery
+        return tp in recovery.active_tps or tp in recovery.standby_tps
 
     def _must_wait(self, tp: TP) -> bool:
         return self._is_input(tp) and (self._is_rewinding or self._is_ahead(tp))
@@ -199,8 +245,13 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
                 self._read_offset[tp] = offset
 
     async def _return(self, tps: Iterable[TP]) -> None:
+        recovery = self.app.tables.recovery
         for tp in tps:
-            await self.seek(tp, self._fetched.get(tp, 0))
+            if self._is_input(tp):
+                await self.seek(tp, self._fetched.get(tp, 0))
+            elif self._is_restoring(tp):
+                restored = recovery.active_offsets.get(tp) or recovery.standby_offsets.get(tp) or 0
+                await self.seek(tp, max(restored, 0))
 
     def _chunk(self, tp: TP, records: Sequence[Any]) -> Any:  # noqa: ANN401 - aiokafka's record
         first = self._fetched.get(tp, records[0].offset)
@@ -233,6 +284,11 @@ class Transport(driver.Transport):  # type: ignore[misc] # Faust has no types
 
     Consumer: ClassVar[type[Consumer]] = Consumer
     driver_version = f"chunks over {driver.Transport.driver_version}"
+
+
+def restore_with(app: Any, restore: Restore) -> None:  # noqa: ANN401 - a Faust app
+    """Has the changelog records of the app's tables restored by chunks; keys and values as they stand on the topic."""
+    _RESTORERS[app] = restore
 
 
 def register() -> None:

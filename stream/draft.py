@@ -34,7 +34,9 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 class Draft:
     """One event's changes, gathered before they become the next state; the state it began from stays as it is."""
 
-    def __init__(self, state: UserState, user_id: str, arrival: Arrival, settings: StreamSettings) -> None:
+    def __init__(
+        self, state: UserState, user_id: str, arrival: Arrival, settings: StreamSettings, *, ordinal: int = 0
+    ) -> None:
         self.state = state
         self.user_id = user_id
         self.arrival = arrival
@@ -45,11 +47,13 @@ class Draft:
         self.parked = list(state.parked)
         self.counted: Counter[str] = Counter()
         self.examples: list[Example] = []
+        self._ordinal = ordinal
 
-    def finish(self) -> UserState:
-        """The next state, after what is over by its clock was closed and the bounds were kept."""
-        self._release_overdue(self.state.clock_ms)
-        self._close_overdue(self.state.clock_ms)
+    def finish(self, now_ms: int = 0) -> UserState:
+        """The next state, after what is over by its clock, or at `now_ms`, was closed and the bounds were kept."""
+        clock_ms = max(self.state.clock_ms, now_ms)
+        self._release_overdue(clock_ms)
+        self._close_overdue(clock_ms)
         self._forget(self.state.clock_ms)
         return replace(
             self.state,
@@ -254,13 +258,16 @@ class Draft:
                 self._teach_click(click, served=slates.served_by_somebody(click))
 
     def _teach_click(self, click: ParkedClick, *, served: Served | None) -> None:
-        self.examples.append(click_example(self.arrival, len(self.examples), self.user_id, click, served))
+        self.examples.append(click_example(self.arrival, self._next_ordinal(), self.user_id, click, served))
+
+    def _next_ordinal(self) -> int:
+        return self._ordinal + len(self.examples)
 
     def _teach_slate(self, slate: Slate, clicked: Collection[int], *, correction: bool) -> None:
         before = bisect_left(self.state.times_ms, slate.served_at_ms)
         self.examples.append(
             SlateExample(
-                id=_example_id(self.arrival, len(self.examples)),
+                id=_example_id(self.arrival, self._next_ordinal()),
                 user_id=self.user_id,
                 context=self.state.items[max(before - self.settings.context_length, 0) : before],
                 request_id=slate.request_id,

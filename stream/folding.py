@@ -1,4 +1,8 @@
-"""Raw records folded into the states of their users: everything they lead to, before anything is sent."""
+"""Raw records folded into the states of their users: everything they lead to, before anything is sent.
+
+Pure: what it does depends on the records and on what the store held before them, on no clock and on nothing remembered.
+So a batch that a crash interrupted leads to the same again.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,30 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from stream.dead_letters import DeadLetter, RawRecord, Reason, UnreadableError, dead_letter
+from stream.deadlines import DeadlineChanges, changed_deadlines
 from stream.decoding import decode_event
 from stream.draft import Arrival
-from stream.events import Click, Impression, Recommendation
+from stream.events import LATEST_MS, Click, Impression, Recommendation
 from stream.examples import Example
 from stream.join import Outcome, apply_click, apply_impression, apply_recommendation
-from stream.sequences import SECOND_MS, UserState, decode_state, encode_state
+from stream.marks import EventClock, Marks, furthest, is_behind
+from stream.sequences import SECOND_MS, Applied, UserState, decode_state, encode_state
 from stream.settings import KafkaSettings, StreamSettings
+from stream.sweeping import ENDED_PER_RECORD, DueSoon, States, Sweep
 from stream.topics import CLICKS, IMPRESSIONS, RECOMMENDATIONS
 
-ReadStates = Callable[[list[bytes]], Sequence[bytes | None]]
+
+class Rows(Protocol):
+    """What the store holds of a partition."""
+
+    def marks(self) -> Marks:
+        """What is known of the partition as a whole."""
+
+    def read(self, keys: list[bytes]) -> Sequence[bytes | None]:
+        """The rows of these users, None where there is none."""
+
+    def due(self, before_ms: int, *, most: int) -> DueSoon:
+        """The earliest deadlines, no more than `most` of them, of those before a time."""
 
 
 class StampedRecord(RawRecord, Protocol):
@@ -48,47 +66,87 @@ class FoldedBatch(NamedTuple):
     examples: list[Example]
     dead_letters: dict[str, list[DeadLetter]]
     """By the full name of the topic they came from."""
-    states: Mapping[bytes, bytes]
-    """By key, of every user whom the records changed."""
+    states: Mapping[bytes, bytes | None]
+    """By key, of every user whom the records changed; None for those forgotten."""
     outcomes: Counter[tuple[str, Outcome]]
     """By topic without the prefix."""
     reasons: Counter[tuple[str, Reason]]
+    marks: Marks
+    """What is known of the partition after the batch."""
+    deadlines: DeadlineChanges
+    """What changes of the store's deadlines."""
 
 
 _Readable = tuple[bytes, Any, Arrival]
 """Key, event, arrival: a plain tuple, because every event makes one."""
+_NEW = UserState()
 
 
 class Folder:
-    """Folds records by these settings; where states are read and what time it is are arguments."""
+    """Folds records by these settings; where states are read is an argument."""
 
     def __init__(self, kafka: KafkaSettings, stream: StreamSettings) -> None:
         self._kafka = kafka
         self._stream = stream
         self._names = {kafka.topic(name): name for name in SOURCES}
 
-    def fold(self, records: Sequence[StampedRecord], read: ReadStates, *, now_ms: int) -> FoldedBatch:
+    def fold(self, records: Sequence[StampedRecord], rows: Rows) -> FoldedBatch:
         """Folds records of one partition number in their order; a user's state is read once and written once."""
-        folded = FoldedBatch([], {}, {}, Counter(), Counter())
-        readable = self._decode(records, now_ms, folded)
-        before = _states_of([key for key, _, _ in readable], read)
-        after = dict(before)
+        marks = rows.marks()
+        folded = FoldedBatch([], {}, {}, Counter(), Counter(), marks, DeadlineChanges((), ()))
+        readable = self._decode(records, folded)
+        horizon_ms = _horizon_ms(readable, marks)
+        soon = self._due_soon(rows, marks, horizon_ms, len(readable))
+        batch = _Batch(rows, [key for key, _, _ in readable], [key for _, key in soon.entries])
+        clock = EventClock(marks)
+        sweep = Sweep(clock, soon, self._stream, horizon_ms=horizon_ms)
         for key, event, arrival in readable:
-            applied = SOURCES[arrival.source].apply(after[key], event, arrival, self._stream)
-            after[key] = applied.state
-            folded.examples.extend(applied.examples)
-            folded.outcomes[arrival.source, applied.outcome] += 1
-        changed = {key: encode_state(state) for key, state in after.items() if state is not before[key]}
-        return folded._replace(states=changed)
+            self._fold_one(batch, sweep, key, event, arrival, folded)
+        deadlines = changed_deadlines(batch.before, batch.states, sweep.visited, self._stream)
+        next_due_ms = min(soon.rest_ms, sweep.earliest_ms(), deadlines.earliest_ms)
+        applied = _applied_through(readable, marks.applied)
+        return folded._replace(
+            states=batch.changed(),
+            marks=Marks(clock.newest, clock.second, applied, next_due_ms),
+            deadlines=deadlines,
+        )
 
-    def _decode(self, records: Sequence[StampedRecord], now_ms: int, folded: FoldedBatch) -> list[_Readable]:
+    def _fold_one(
+        self,
+        batch: _Batch,
+        sweep: Sweep,
+        key: bytes,
+        event: Any,  # noqa: ANN401 - of the kind that its topic holds
+        arrival: Arrival,
+        folded: FoldedBatch,
+    ) -> None:
+        state = batch.states[key]
+        is_again = is_behind(folded.marks.applied, arrival.source, arrival.offset)
+        if state is None and is_again:
+            folded.outcomes[arrival.source, "repeated"] += 1  # of a user who has been forgotten since
+            return
+        applied = SOURCES[arrival.source].apply(state or _NEW, event, arrival, self._stream)
+        batch.states[key] = applied.state
+        folded.outcomes[arrival.source, applied.outcome] += 1
+        folded.examples.extend(applied.examples)
+        if not is_again and sweep.note(key, applied.state):
+            ordinal = len(applied.examples)
+            folded.examples.extend(sweep.end_overdue(batch.states, batch.read, arrival, by=key, ordinal=ordinal))
+
+    def _due_soon(self, rows: Rows, marks: Marks, horizon_ms: int, records: int) -> DueSoon:
+        """Deadlines that may pass. A record may put as many of them out of date as it changes users: one."""
+        if horizon_ms <= marks.next_due_ms:
+            return DueSoon([], marks.next_due_ms)
+        return rows.due(horizon_ms, most=records * (ENDED_PER_RECORD + 1))
+
+    def _decode(self, records: Sequence[StampedRecord], folded: FoldedBatch) -> list[_Readable]:
         """The events in the records; what is none goes to the dead letters of `folded`."""
-        latest_ms = now_ms + self._stream.max_future_seconds * SECOND_MS
+        skew_ms = self._stream.max_future_seconds * SECOND_MS
         readable: list[_Readable] = []
         for record in records:
             name = self._names[record.topic]
             try:
-                event = decode_event(record, SOURCES[name].kind, latest_ms=latest_ms)
+                event = decode_event(record, SOURCES[name].kind, latest_ms=_arrived_ms(record) + skew_ms)
             except UnreadableError as error:
                 letter = dead_letter(record, error, max_bytes=self._kafka.max_message_bytes)
                 folded.dead_letters.setdefault(record.topic, []).append(letter)
@@ -99,6 +157,52 @@ class Folder:
         return readable
 
 
-def _states_of(keys: Sequence[bytes], read: ReadStates) -> dict[bytes, UserState]:
-    once = list(dict.fromkeys(keys))
-    return {key: UserState() if raw is None else decode_state(raw) for key, raw in zip(once, read(once), strict=True)}
+class _Batch:
+    """The users of a batch, and those who may fall due within it."""
+
+    def __init__(self, rows: Rows, keys: list[bytes], due: list[bytes]) -> None:
+        once = list(dict.fromkeys(keys))
+        others = [key for key in dict.fromkeys(due) if key not in set(once)]
+        found = rows.read(once + others)
+        self.before: States = {
+            key: None if row is None else decode_state(row) for key, row in zip(once, found[: len(once)], strict=True)
+        }
+        self.states: States = dict(self.before)
+        self._others = dict(zip(others, found[len(once) :], strict=True))
+
+    def read(self, key: bytes) -> UserState | None:
+        """The state of a user who has had no event in the batch."""
+        row = self._others.get(key)
+        self.before[key] = None if row is None else decode_state(row)
+        self.states[key] = self.before[key]
+        return self.before[key]
+
+    def changed(self) -> dict[bytes, bytes | None]:
+        """What is to be written."""
+        return {
+            key: None if state is None else encode_state(state)
+            for key, state in self.states.items()
+            if state is not self.before[key]
+        }
+
+
+def _horizon_ms(readable: Sequence[_Readable], marks: Marks) -> int:
+    """The event time that the partition will have reached when all of these are folded, or a later one."""
+    clock = EventClock(marks)
+    for key, event, arrival in readable:
+        if arrival.source != RECOMMENDATIONS and event.timestamp_ms > clock.now_ms:
+            clock.see(key, event.timestamp_ms)
+    return clock.now_ms
+
+
+def _applied_through(readable: Sequence[_Readable], before: Applied) -> Applied:
+    last = {arrival.source: arrival.offset for _, _, arrival in readable}
+    return furthest(before, Applied(**last))
+
+
+def _arrived_ms(record: StampedRecord) -> int:
+    """Kafka's timestamp, which a replay brings again, unlike the clock on the wall; brokers refuse one from the future.
+
+    The oldest clients send none: then nothing can be said about the future.
+    """
+    return record.timestamp if record.timestamp >= 0 else LATEST_MS

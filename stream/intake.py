@@ -93,7 +93,7 @@ class Intake:
             ValueError: it does not follow on the one before; what lies between was lost on the way.
         """
         queue = self._queues[message.topic]
-        behind = finished if queue.behind is None else queue.behind
+        behind = max(finished, queue.behind or 0)
         if message.value.first > behind:
             raise ValueError(f"{message.tp} jumped from {behind} to {message.value.first}; start the worker again")
         queue.put(message)

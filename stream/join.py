@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from stream.draft import Arrival, Draft, added, click_example
 from stream.events import Click, Impression, Recommendation
 from stream.examples import Example
-from stream.sequences import SECOND_MS, Applied, ParkedClick, Times, UserState, times_of
+from stream.sequences import SECOND_MS, Applied, ParkedClick, Times, UserState, times_of, with_fresh_cause
 from stream.settings import StreamSettings
 
 EVENT_ID_BYTES = 8
@@ -70,7 +70,8 @@ def apply_impression(state: UserState, impression: Impression, arrival: Arrival,
     """Marks what came into view. Late is what is older than the user's newest event by more than the lateness."""
     if arrival.offset <= state.applied.impressions:
         return Folded(state, (), "repeated")
-    state = replace(state, applied=replace(state.applied, impressions=arrival.offset), click=None)
+    state = with_fresh_cause(state, arrival.at_ms)
+    state = replace(state, applied=replace(state.applied, impressions=arrival.offset))
     if impression.timestamp_ms < state.clock_ms - settings.lateness_seconds * SECOND_MS:
         count = len(impression.items)
         counted = Counter(impressions=1, items_seen=count, items_late=count)
@@ -92,7 +93,8 @@ def apply_recommendation(
     """
     if arrival.offset <= state.applied.recommendations:
         return Folded(state, (), "repeated")
-    state = replace(state, applied=replace(state.applied, recommendations=arrival.offset), click=None)
+    state = with_fresh_cause(state, arrival.at_ms)
+    state = replace(state, applied=replace(state.applied, recommendations=arrival.offset))
     if recommendation.generated_at_ms < state.clock_ms - settings.lateness_seconds * SECOND_MS:
         return _counted(state, "slates_late", "late")
     draft = Draft(state, recommendation.user_id, arrival, settings)
@@ -132,6 +134,7 @@ def _with_click(state: UserState, click: Click, arrival: Arrival, settings: Stre
         slates=state.slates,
         closed=state.closed,
         parked=state.parked,
+        inherited=state.inherited,
     )
 
 

@@ -13,4 +13,6 @@ CHUNK_RECORDS = Histogram(
     "sasrec_chunk_records", "Records handled together", buckets=(1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 )
 CHUNK_SECONDS = Histogram("sasrec_chunk_seconds", "From a chunk's arrival in the worker to its last acknowledgement")
+FORGOTTEN = Counter("sasrec_users_forgotten", "Users forgotten because they were inactive for too long")
+RESTORED = Counter("sasrec_states_restored", "Records of `sequences` read to fill the store of a worker")
 STALLED_SECONDS = Gauge("sasrec_stalled_seconds", "How long nothing has been finished though something waits")

@@ -18,6 +18,8 @@ from stream.topics import CLICKS
 
 SECOND_MS = 1_000
 NEVER = -1
+FRESH_MS = 60 * SECOND_MS
+"""How long after a click a write for another reason still carries it as its cause."""
 
 KINDS: tuple[PropensityKind, ...] = get_args(PropensityKind)
 SOURCES: tuple[Source, ...] = get_args(Source)
@@ -113,12 +115,12 @@ class Slate(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Slots that came into view, ascending."""
     clicks: tuple[SlateClick, ...] = ()
     router_probability: float = 1.0
-
-
     rivals: tuple[tuple[float, tuple[float, ...]], ...] = ()
     """Of every other recommender that is known: its router probability, and its propensity of each slot it could fill;
     slots that were added later have none.
     """
+
+
 class ParkedClick(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A click on its way to an example; in a state, one that names a slate which nobody knows yet.
 
@@ -131,6 +133,15 @@ class ParkedClick(msgspec.Struct, frozen=True, array_like=True, gc=False):
     position: int | None
     arrived_at_ms: int
     context: tuple[str, ...]
+
+
+class Inherited(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is left of users who were forgotten at an event of this one: how their events ended, and the offsets."""
+
+    users: int = 0
+    clicks_applied: int = 0
+    accounts: Accounts = Accounts()
+    applied: Applied = Applied()
 
 
 class UserState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -155,6 +166,7 @@ class UserState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     closed: tuple[Slate, ...] = ()
     """The last ones closed, kept so that what comes late corrects them."""
     parked: tuple[ParkedClick, ...] = ()
+    inherited: Inherited | None = None
 
     @property
     def times_ms(self) -> tuple[int, ...]:
@@ -163,7 +175,7 @@ class UserState(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def cause(self) -> Cause | None:
-        """The click that this write answers; None where only slates or impressions changed.
+        """The click that this write answers; None where only slates or impressions changed a minute after it or later.
 
         A duplicate leaves it standing, so that a cause may be written again, never with another offset.
         """
@@ -171,6 +183,17 @@ class UserState(msgspec.Struct, frozen=True, array_like=True, gc=False):
             return None
         partition, offset, arrived_at_ms = self.click
         return Cause(topic=CLICKS, partition=partition, offset=offset, arrived_at_ms=arrived_at_ms)
+
+
+def with_fresh_cause(state: UserState, now_ms: int) -> UserState:
+    """The state without the click it answers, unless that came in within the last minute by Kafka's timestamps.
+
+    Of the writes of one batch only the last is seen: a click must not go unanswered because a slate was closed behind
+    it. But whoever has long gone is not to be recommended anything because a window ended.
+    """
+    if state.click is None or now_ms - state.click[2] <= FRESH_MS:
+        return state
+    return msgspec.structs.replace(state, click=None)
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -64,7 +64,13 @@ class StreamSettings(Section):
     changes nothing.
     """
     max_future_seconds: Annotated[int, Field(ge=0)] = 300
-    """An event dated further ahead of the wall clock goes to the dead letters, in seconds."""
+    """An event dated further ahead of Kafka's own timestamp of it goes to the dead letters, in seconds. As long after
+    its end, in event time of the partition, the window of a user who does nothing more is closed.
+    """
+    inactive_days: Annotated[int, Field(ge=1, le=36_500)] = 1_095
+    """A user without an event for so many days of the partition's event time is forgotten, by a tombstone on
+    `sequences`.
+    """
     chunk_records: Annotated[int, Field(ge=1, le=100_000)] = 2_000
     """Most records of one partition that are folded and committed together."""
     stall_seconds: Annotated[float, Field(gt=0.0)] = 60.0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stream import metrics
@@ -13,17 +12,13 @@ from stream.dead_letters import Headers
 from stream.debts import span_headers
 from stream.examples import encode_example
 from stream.folding import FoldedBatch, Folder
-from stream.intake import Batch
+from stream.intake import Batch, Span
 from stream.settings import KafkaSettings, StreamSettings
 from stream.store import StateStore
 from stream.topics import DEAD_LETTER_SUFFIX, EXAMPLES, SEQUENCES
 
-Clock = Callable[[], int]
-
-
-def wall_clock_ms() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
+RECORD_BYTES = 32
+"""What a record adds to its key and value in a record batch, at most."""
 
 
 class StreamWorker:
@@ -36,19 +31,18 @@ class StreamWorker:
         *,
         producer: BatchProducer,
         store: StateStore,
-        clock: Clock = wall_clock_ms,
     ) -> None:
         self._kafka = kafka
         self._folder = Folder(kafka, stream)
         self._producer = producer
         self._store = store
-        self._clock = clock
 
     async def handle(self, batch: Batch) -> None:
         """Carries a batch through to where its offsets may be committed, which is up to the caller.
 
         1. Its records are decoded and folded into the states of their users, which are read from the store. What a
-           state has folded in before changes nothing and teaches nothing.
+           state has folded in before changes nothing and teaches nothing. Where the states would not fit into one
+           record batch, which Kafka appends as a whole or not at all, the records are carried through by halves.
         2. The examples that follow are written, in the order of their events, and acknowledged; dead letters as well.
         3. The changed states are written to `sequences` and acknowledged.
         4. The store gets the states and, with them, how far `sequences` has been written.
@@ -62,6 +56,10 @@ class StreamWorker:
         with metrics.CHUNK_SECONDS.time():
             # 1.
             folded = self._fold(batch)
+            if not self._fits(folded) and len(batch.records) > 1:
+                for half in halves(batch):
+                    await self.handle(half)
+                return
             # 2.
             await self._write_dead_letters(batch.partition, folded)
             await self._write_examples(batch.partition, folded, span_headers(batch.spans))
@@ -73,10 +71,11 @@ class StreamWorker:
         _count(batch, folded)
 
     def _fold(self, batch: Batch) -> FoldedBatch:
-        def read(keys: list[bytes]) -> Any:  # noqa: ANN401 - rows as the store gives them
-            return self._store.read(batch.partition, keys)
+        return self._folder.fold(batch.records, self._store.partition(batch.partition))
 
-        return self._folder.fold(batch.records, read, now_ms=self._clock())
+    def _fits(self, folded: FoldedBatch) -> bool:
+        size = sum(len(key) + len(row or b"") + RECORD_BYTES for key, row in folded.states.items())
+        return size <= self._kafka.max_batch_bytes
 
     async def _write_dead_letters(self, partition: int, folded: FoldedBatch) -> None:
         for topic, letters in folded.dead_letters.items():
@@ -93,7 +92,23 @@ class StreamWorker:
 
     def _store_states(self, partition: int, folded: FoldedBatch, offset: int | None) -> None:
         if folded.states:
-            self._store.write(partition, folded.states, changelog_offset=offset)
+            rows = self._store.partition(partition)
+            rows.write(folded.states, folded.marks, folded.deadlines, changelog_offset=offset)
+
+
+def halves(batch: Batch) -> Iterator[Batch]:
+    """The first half of the records, and the rest: merged from their spans they come out in the same order again."""
+    middle = len(batch.records) // 2
+    for records in (batch.records[:middle], batch.records[middle:]):
+        yield batch._replace(records=records, spans=_spans(records))
+
+
+def _spans(records: Sequence[Any]) -> dict[str, Span]:
+    spans: dict[str, Span] = {}
+    for record in records:
+        first = spans[record.topic].first if record.topic in spans else record.offset
+        spans[record.topic] = Span(first, record.offset + 1)
+    return spans
 
 
 def _count(batch: Batch, folded: FoldedBatch) -> None:
@@ -103,5 +118,6 @@ def _count(batch: Batch, folded: FoldedBatch) -> None:
     for (name, reason), count in folded.reasons.items():
         metrics.EVENTS.labels(name, "dead").inc(count)
         metrics.DEAD_LETTERS.labels(name, reason).inc(count)
+    metrics.FORGOTTEN.inc(sum(row is None for row in folded.states.values()))
     for kind, count in Counter(type(example) for example in folded.examples).items():
         metrics.EXAMPLES.labels(kind.__struct_config__.tag).inc(count)

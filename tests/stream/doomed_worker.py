@@ -13,6 +13,8 @@ import signal
 import sys
 from pathlib import Path
 
+import structlog
+
 from stream.app import run_worker
 from stream.dead_letters import Headers
 from stream.folding import FoldedBatch
@@ -61,6 +63,7 @@ def die() -> None:
 
 def main() -> None:
     bootstrap_servers, prefix, directory, *doom = sys.argv[1:]
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if doom:
         DoomedWorker.step, DoomedWorker.batches_left = doom[0], int(doom[1])
     run_worker(

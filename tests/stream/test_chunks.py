@@ -12,7 +12,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from stream.app import create_app
-from stream.chunks import Chunk, Consumer
+from stream.chunks import RESTORED, Chunk, Consumer, restore_with
 from stream.settings import KafkaSettings, StreamSettings
 
 CLICKS = TP("recs.clicks", 0)
@@ -31,6 +31,7 @@ class Broker(mode.Service):  # type: ignore[misc] # mode has no types
         super().__init__()
         self.brings: dict[TP, list[Any]] = {}
         self.meanwhile: Callable[[], Awaitable[None]] = nothing
+        self.behind = -1
 
     async def getmany(self, tps: set[TP], _timeout: float) -> dict[TP, list[Any]]:
         await self.meanwhile()
@@ -38,6 +39,11 @@ class Broker(mode.Service):  # type: ignore[misc] # mode has no types
 
     async def earliest_offsets(self, *tps: TP) -> dict[TP, int]:
         return dict.fromkeys(tps, 3)
+
+    async def seek_wait(self, _partitions: dict[TP, int]) -> None: ...
+
+    def reached(self, _tp: TP) -> int:
+        return self.behind
 
 
 class Unconnected(Consumer):
@@ -240,3 +246,56 @@ async def test_a_revoked_partition_is_forgotten(consumer: Unconnected) -> None:
 
     assert CLICKS not in consumer.finished()
     assert message.value.first == 10
+
+
+async def test_offsets_without_a_record_are_finished_once_all_before_them_is(consumer: Unconnected) -> None:
+    [message] = await consumer.fetch(10, 11)
+    consumer.broker.brings, consumer.broker.behind = {}, 15
+
+    await consumer._getmany({CLICKS}, 1.0)
+    assert consumer.finished()[CLICKS] == 10
+    finish(consumer, message)
+    await consumer._getmany({CLICKS}, 1.0)
+
+    assert consumer._new_offset(CLICKS) == 15
+    [following] = await consumer.fetch(15)
+    assert following.value.first == 15
+
+
+async def test_a_changelog_is_restored_by_chunks_and_faust_sees_only_how_far(
+    consumer: Unconnected, app: faust.App
+) -> None:
+    restored: list[Any] = []
+    restore_with(app, lambda tp, records: restored.append((tp, [each.offset for each in records])))
+    app.tables.recovery.active_tps.add(CHANGELOG)
+
+    [message] = await consumer.fetch(1, 2, 4, tp=CHANGELOG)
+
+    assert restored == [(CHANGELOG, [1, 2, 4])]
+    assert (message.offset, message.key, message.value) == (4, RESTORED, None)
+
+
+async def test_the_changelog_of_a_table_that_is_not_open_here_is_not_restored(
+    consumer: Unconnected, app: faust.App
+) -> None:
+    restored: list[Any] = []
+    restore_with(app, lambda tp, _: restored.append(tp))
+
+    await consumer.fetch(1, 2, tp=CHANGELOG)
+
+    assert not restored
+
+
+async def test_changelog_records_fetched_while_recovery_sought_its_beginning_are_fetched_again(
+    consumer: Unconnected, app: faust.App
+) -> None:
+    restored: list[Any] = []
+    restore_with(app, lambda tp, _: restored.append(tp))
+    recovery = app.tables.recovery
+    recovery.active_tps.add(CHANGELOG)
+    recovery.active_offsets[CHANGELOG] = 7
+    consumer.broker.meanwhile = lambda: consumer.seek_wait({CHANGELOG: 7})
+
+    assert await consumer.fetch(20, 21, tp=CHANGELOG) == []
+    assert not restored
+    assert consumer.sought == [(CHANGELOG, 7)]

@@ -1,56 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.json import encode
 
-from stream.dead_letters import Headers
 from stream.examples import ClickExample
-from stream.folding import FoldedBatch, Folder
-from stream.settings import KafkaSettings, StreamSettings
 from stream.topics import CLICKS, RECOMMENDATIONS
-from tests.strategies import START_MS, USER, Read, any_histories, interleaved
+from tests.rows import KAFKA, Raw, Store, raw
+from tests.strategies import START_MS, Read, any_histories, interleaved
 
-KAFKA = KafkaSettings()
 NOW_MS = START_MS + 10_000_000
-
-
-NO_HEADERS: Headers = []
-
-
-class Raw(NamedTuple):
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    timestamp: int
-    headers: Headers = NO_HEADERS
-
-
-def raw(read: Read) -> Raw:
-    event, arrival = read
-    value = encode(event)
-    return Raw(KAFKA.topic(arrival.source), arrival.partition, arrival.offset, USER.encode(), value, arrival.at_ms)
-
-
-class Store:
-    """The users' states between batches."""
-
-    def __init__(self) -> None:
-        self.rows: dict[bytes, bytes] = {}
-
-    def read(self, keys: list[bytes]) -> list[bytes | None]:
-        return [self.rows.get(key) for key in keys]
-
-    def fold(self, records: Sequence[Raw]) -> FoldedBatch:
-        folded = Folder(KAFKA, StreamSettings()).fold(records, self.read, now_ms=NOW_MS)
-        self.rows.update(folded.states)
-        return folded
 
 
 @given(any_histories.flatmap(interleaved), st.data())
@@ -75,12 +34,11 @@ def test_a_crash_before_the_states_are_written_sends_the_same_examples_again_and
     place = data.draw(st.integers(0, len(records)))
     store = Store()
     store.fold(records[:place])
-    before = dict(store.rows)
+    before = store.copy()
 
     sent = store.fold(records[place:])
     after = store.fold(records[place:])
-    store.rows = before
-    again = store.fold(records)
+    again = before.fold(records)
 
     assert (after.examples, after.states) == ([], {})
     assert again.examples == sent.examples

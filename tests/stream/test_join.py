@@ -398,12 +398,15 @@ def test_only_so_many_slates_are_open_and_the_oldest_goes_first() -> None:
     assert [example.request_id for example in told if isinstance(example, SlateExample)] == ["s0", "s1"]
 
 
-def test_a_click_changes_the_cause_and_slates_and_impressions_clear_it() -> None:
+def test_a_click_is_the_cause_until_slates_and_impressions_come_a_minute_after_it() -> None:
     state, _ = fold_all([click("a", START_MS)])
     assert state.cause is not None
 
-    assert fold(state, slate("s", "a", START_MS)).state.cause is None
-    assert fold(state, impression("a", START_MS)).state.cause is None
+    for later in (slate("s", "a", START_MS), impression("a", START_MS)):
+        soon = Arrival(later.arrival.source, 0, 0, START_MS + MINUTE_MS)
+        late = Arrival(later.arrival.source, 0, 0, START_MS + MINUTE_MS + 1)
+        assert fold(state, Read(later.event, soon)).state.cause == state.cause
+        assert fold(state, Read(later.event, late)).state.cause is None
     duplicate = fold(state, click("a", START_MS, 1)).state
     assert duplicate.cause == state.cause
 

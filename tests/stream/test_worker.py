@@ -24,7 +24,7 @@ from stream.folding import SOURCES, Folder
 from stream.sequences import decode_state
 from stream.settings import KafkaSettings, StreamSettings
 from stream.topics import CLICKS, DEAD_LETTER_SUFFIX, EXAMPLES, IMPRESSIONS, RECOMMENDATIONS, SEQUENCES
-from stream.worker import wall_clock_ms
+from tests.rows import Store
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -132,10 +132,6 @@ def rewound(kafka: KafkaSettings) -> bool:
     return True
 
 
-def nothing_stored(keys: list[bytes]) -> list[None]:
-    return [None] * len(keys)
-
-
 def undisturbed(kafka: KafkaSettings) -> tuple[dict[bytes, bytes], list[Example]]:
     """What the pure fold makes of the clicks that stand on the topic, in one piece."""
     states: dict[bytes, bytes] = {}
@@ -143,8 +139,8 @@ def undisturbed(kafka: KafkaSettings) -> tuple[dict[bytes, bytes], list[Example]
     clicks = records(kafka, CLICKS)
     for partition in PARTITIONS:
         chunk = [record for record in clicks if record.partition == partition]
-        folded = Folder(kafka, StreamSettings()).fold(chunk, nothing_stored, now_ms=wall_clock_ms())
-        states |= folded.states
+        folded = Folder(kafka, StreamSettings()).fold(chunk, Store())
+        states |= {key: row for key, row in folded.states.items() if row is not None}
         examples += folded.examples
     return states, examples
 
@@ -316,3 +312,25 @@ def test_what_cannot_be_read_goes_to_the_dead_letters_as_it_came_and_the_stream_
     assert not dead
     assert not [account for account in read_accounts(kafka) if account.waiting]
     assert sum(decode_state(state).clicks_applied for state in sequences(kafka).values()) == 10
+
+
+def test_what_a_transaction_took_back_is_never_applied_and_its_markers_are_told_from_what_waits(
+    kafka: KafkaSettings, start_worker: StartWorker, wait_until: WaitUntil
+) -> None:
+    kept, taken_back = clicks(7)[:5], clicks(7, since=100)
+    with producer(kafka, transactional_id=kafka.topic_prefix) as client:
+        client.init_transactions()
+        for events, end in ((kept, client.commit_transaction), (taken_back, client.abort_transaction)):
+            client.begin_transaction()
+            for event in events:
+                client.send(kafka.topic(CLICKS), key=event.user_id.encode(), value=encode(event), partition=0)
+            client.flush()
+            end()
+    worker = start_worker()
+    wait_until(lambda: is_finished(kafka))
+
+    assert stop(worker) == 0
+    assert sum(decode_state(state).clicks_applied for state in sequences(kafka).values()) == len(set(kept))
+    (account,) = [line for line in read_accounts(kafka) if (line.topic, line.partition) == (CLICKS, 0)]
+    assert account.outcomes["markers"] == len(taken_back) + 2
+    assert account.waiting == 0
