@@ -1,4 +1,4 @@
-"""From scores to a slate, with the exact propensity of every item in it; docs/propensities.md section 3.
+"""From scores to slates, with the exact propensity of every item in them; docs/propensities.md section 3.
 
     phi_i = s_i / T for the candidates C;  G_i = phi_i + Gumbel(0, 1);  exploit: the K - m largest G
     explore: m items, uniformly without replacement, from everything eligible outside the exploit set; in random slots
@@ -7,22 +7,36 @@
 
 Given all other draws, q_i is the chance that i is among the exploited (Kool et al. 2019), so `E[1{i served} / p_i] = 1`
 for every item that can be served at all. T = 0 is greedy. Where fewer than K items are eligible, the slate holds all of
-them; where fewer than K - m candidates have a finite score, exploration fills the slots that they leave.
+them; where fewer than K - m candidates have a finite score, exploration fills the slots that they leave, unless the
+policy is told that it must not.
 
-Shapes: S independent slates for the same user, K slots, C candidates, N eligible items, X excluded items, M explored.
+A whole batch of users is drawn by array operations whose number does not follow the batch. Shapes: B users (or S
+independent slates for one user), K slots, C candidates, N items that anybody may get, X of them excluded for a user, E
+exploited, M explored, L numbers drawn.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from model.catalogue import PADDING
+from model.noise import Generated, Noise
+
 GREEDY_BELOW = 1e-6
 """Temperatures up to this are taken as zero: the noise would drown in the rounding of scores so much larger."""
 EVERY_SLOT = 1 << 30
+DENSE = 8
+"""Where fewer than so many items per slot are eligible, exploring sorts them all; else it draws until enough fit."""
+SPARE = 3
+"""Rows drawn beyond those to be explored, so that a second round is seldom needed."""
+
+GUMBELS, ROWS, KEYS, SLOTS = range(4)
+"""Streams of noise, one for each purpose."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +44,7 @@ class Eligible:
     """What may be served to a user: `row_N` without `excluded_X`, without ever writing it down."""
 
     row_N: Int[np.ndarray, " N"]
-    """Distinct rows, shared by all users."""
+    """Distinct rows, ascending, shared by all users."""
     excluded_X: Int[np.ndarray, " X"]
     """Distinct rows, each one of `row_N`; at most half of them."""
 
@@ -39,16 +53,9 @@ class Eligible:
         """How many may be served."""
         return len(self.row_N) - len(self.excluded_X)
 
-    def draw(self, count: int, rng: np.random.Generator) -> Int[np.ndarray, " S"]:
-        """`count` independent rows, each uniform over what may be served."""
-        row_S = self.row_N[rng.integers(0, len(self.row_N), size=count)]
-        while (again_S := (row_S[:, None] == self.excluded_X).any(axis=1)).any():
-            row_S[again_S] = self.row_N[rng.integers(0, len(self.row_N), size=int(again_S.sum()))]
-        return row_S
-
 
 class Shortlist(NamedTuple):
-    """What a policy chooses from."""
+    """What a policy chooses from for one user."""
 
     row_C: Int[np.ndarray, " C"]
     """Candidates, distinct, each eligible: the best of the search. PADDING and scores of -inf may stand at the end."""
@@ -56,31 +63,72 @@ class Shortlist(NamedTuple):
     eligible: Eligible
 
 
+class Shortlists(NamedTuple):
+    """The same for a batch of users whose `eligible.row_N` is one and the same."""
+
+    row_BC: Int[np.ndarray, "B C"]
+    score_BC: Float[np.ndarray, "B C"]
+    row_N: Int[np.ndarray, " N"]
+    excluded_BX: Int[np.ndarray, "B X"]
+    """Filled up with PADDING."""
+    eligible_B: Int[np.ndarray, " B"]
+    """How many may be served to each."""
+
+
 class Slate(NamedTuple):
-    """Served items in slot order, for one draw [K] or for many [S, K]."""
+    """Served items in slot order, of one draw [K] or of many [B, K]; PADDING in slots that stay empty, at the end."""
 
-    row_K: Int[np.ndarray, "*S K"]
-    score_K: Float[np.ndarray, "*S K"]
+    row_K: Int[np.ndarray, "*B K"]
+    score_K: Float[np.ndarray, "*B K"]
     """Before noise; NaN for an explored item that was no candidate."""
-    explored_K: Bool[np.ndarray, "*S K"]
-    propensity_K: Float[np.ndarray, "*S K"]
-    """In (0, 1], float64."""
+    explored_K: Bool[np.ndarray, "*B K"]
+    propensity_K: Float[np.ndarray, "*B K"]
+    """In (0, 1], float64; 1 in an empty slot."""
 
 
-class _Part(NamedTuple):
-    """The exploited or the explored items of S slates, each with `phi - kappa`."""
+class Counts(NamedTuple):
+    """How a slate is made up, per user."""
 
-    row_SE: Int[np.ndarray, "S E"]
-    score_SE: Float[np.ndarray, "S E"]
-    margin_SE: Float[np.ndarray, "S E"]
+    exploited_B: Int[np.ndarray, " B"]
+    explored_B: Int[np.ndarray, " B"]
+    chance_B: Float[np.ndarray, " B"]
+    """r: of an item that is not exploited, to be explored."""
+
+
+class Drawn(NamedTuple):
+    """Slates with all that the propensity of any item follows from, served or not."""
+
+    slate: Slate
+    row_BC: Int[np.ndarray, "B C"]
+    phi_BC: Float[np.ndarray, "B C"]
+    exploited_BE: Int[np.ndarray, "B E"]
+    """Rows, filled up with PADDING."""
+    kappa_in_B: Float[np.ndarray, " B"]
+    kappa_out_B: Float[np.ndarray, " B"]
+    chance_B: Float[np.ndarray, " B"]
+
+    def propensity_of(self, row_BL: Int[np.ndarray, "B L"]) -> Float[np.ndarray, "B L"]:
+        """The chance of eligible items to be served, given the noise of all others; 0 for PADDING."""
+        phi_BL = _pick(self.phi_BC, _find(row_BL, self.row_BC), -np.inf)
+        inside_BL = _among(row_BL, self.exploited_BE) & (row_BL != PADDING)
+        kappa_BL = np.where(inside_BL, self.kappa_in_B[:, None], self.kappa_out_B[:, None])
+        return np.where(row_BL == PADDING, 0.0, _propensity(phi_BL - kappa_BL, self.chance_B[:, None]))
 
 
 class _Noisy(NamedTuple):
-    """Which candidates are exploited, best first, and the thresholds for those inside and outside."""
+    """Candidates in the order of their noisy scores, and the thresholds for those inside and outside."""
 
-    index_SE: Int[np.ndarray, "S E"]
-    kappa_in_S1: Float[np.ndarray, "S 1"]
-    kappa_out_S1: Float[np.ndarray, "S 1"]
+    index_BE: Int[np.ndarray, "B E"]
+    kappa_in_B: Float[np.ndarray, " B"]
+    kappa_out_B: Float[np.ndarray, " B"]
+
+
+class _Part(NamedTuple):
+    """The exploited or the explored items of each user, each with `phi - kappa`; PADDING fills up."""
+
+    row_BE: Int[np.ndarray, "B E"]
+    score_BE: Float[np.ndarray, "B E"]
+    margin_BE: Float[np.ndarray, "B E"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +137,8 @@ class Policy:
 
     temperature: float
     exploration_slots: int
+    fills: bool = True
+    """Whether exploration fills the slots that too few candidates leave; else the slate is shorter."""
 
     def draw(self, shortlist: Shortlist, *, slate_size: int, rng: np.random.Generator) -> Slate:
         """One slate, of fewer than `slate_size` items where fewer are eligible. Its cost follows the candidates."""
@@ -96,29 +146,49 @@ class Policy:
 
     def draw_many(self, shortlist: Shortlist, *, slate_size: int, count: int, rng: np.random.Generator) -> Slate:
         """`count` independent slates for the same user, with a leading axis."""
-        eligible = shortlist.eligible.count
-        served = min(slate_size, eligible)
-        row_C, score_C = _finite(shortlist)
-        exploited = min(max(0, served - self.exploration_slots), len(row_C))
-        phi_C = self._scaled(score_C)
-        noisy = self._perturb(phi_C, exploited, count, rng)
-        row_SE = row_C[noisy.index_SE]
-        exploit = _Part(row_SE, score_C[noisy.index_SE], phi_C[noisy.index_SE] - noisy.kappa_in_S1)
-        row_SM = _explore(shortlist.eligible, row_SE, served - exploited, rng)
-        candidate_SM = _find(row_SM, row_C)
-        margin_SM = _pick(phi_C, candidate_SM, -np.inf) - noisy.kappa_out_S1
-        explore = _Part(row_SM, _pick(score_C, candidate_SM, np.nan), margin_SM)
-        return _join(exploit, explore, chance=(served - exploited) / max(1, eligible - exploited), rng=rng)
+        many = repeated(shortlist, count)
+        return self.draw_batch(many, size_B=np.full(count, slate_size), noise=Generated(rng, count)).slate
 
-    def _scaled(self, score_C: Float[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
-        return score_C / self.temperature if self.temperature > GREEDY_BELOW else score_C
+    def draw_batch(self, shortlists: Shortlists, *, size_B: Int[np.ndarray, " B"], noise: Noise) -> Drawn:
+        """A slate of `size_B` items, or fewer, for every user."""
+        phi_BC, score_BC = self._scaled(shortlists.score_BC)
+        counts = self._counts(shortlists, size_B, np.isfinite(phi_BC).sum(axis=1))
+        noisy = self._perturb(phi_BC, counts.exploited_B, noise)
+        exploit = _exploit(shortlists.row_BC, score_BC, phi_BC, noisy, counts.exploited_B)
+        row_BM = _explore(shortlists, exploit.row_BE, counts.explored_B, noise)
+        index_BM = _find(row_BM, shortlists.row_BC)
+        margin_BM = _pick(phi_BC, index_BM, -np.inf) - noisy.kappa_out_B[:, None]
+        explore = _Part(row_BM, _pick(score_BC, index_BM, np.nan), margin_BM)
+        return Drawn(
+            _joined(exploit, explore, counts, noise),
+            shortlists.row_BC,
+            phi_BC,
+            exploit.row_BE,
+            noisy.kappa_in_B,
+            noisy.kappa_out_B,
+            counts.chance_B,
+        )
 
-    def _perturb(self, phi_C: Float[np.ndarray, " C"], exploited: int, count: int, rng: np.random.Generator) -> _Noisy:
+    def _scaled(self, score_BC: Float[np.ndarray, "B C"]) -> tuple[Float[np.ndarray, "B C"], Float[np.ndarray, "B C"]]:
+        """Scores over T and scores in float64; whatever is not finite can only be explored."""
+        score_BC = score_BC.astype(np.float64)
+        phi_BC = score_BC / self.temperature if self.temperature > GREEDY_BELOW else score_BC
+        return np.where(np.isfinite(phi_BC), phi_BC, -np.inf), score_BC
+
+    def _counts(self, shortlists: Shortlists, size_B: Int[np.ndarray, " B"], finite_B: Int[np.ndarray, " B"]) -> Counts:
+        served_B = np.minimum(size_B, shortlists.eligible_B)
+        exploited_B = np.minimum(np.maximum(0, served_B - self.exploration_slots), finite_B)
+        explored_B = served_B - exploited_B
+        if not self.fills:
+            explored_B = np.minimum(explored_B, self.exploration_slots)
+        return Counts(exploited_B, explored_B, explored_B / np.maximum(1, shortlists.eligible_B - exploited_B))
+
+    def _perturb(self, phi_BC: Float[np.ndarray, "B C"], exploited_B: Int[np.ndarray, " B"], noise: Noise) -> _Noisy:
+        most = int(exploited_B.max(initial=0))
         if self.temperature > GREEDY_BELOW:
-            # A Gumbel variate is minus the logarithm of an exponential one.
-            return _largest(phi_C - np.log(rng.standard_exponential((count, len(phi_C)))), exploited)
-        index_SE = np.broadcast_to(np.argsort(-phi_C, kind="stable")[:exploited], (count, exploited))
-        return _Noisy(index_SE, np.full((count, 1), -np.inf), np.full((count, 1), np.inf))
+            return _largest(_with_gumbels(phi_BC, noise), exploited_B, most)
+        index_BE = np.argsort(-phi_BC, axis=1, kind="stable")[:, :most]
+        return _Noisy(index_BE, np.full(len(phi_BC), -np.inf), np.full(len(phi_BC), np.inf))
 
 
 def greedy() -> Policy:
@@ -152,76 +222,209 @@ def eligible_without(
     return Eligible(row_N=np.setdiff1d(row_N, excluded_X), excluded_X=excluded_X[:0])
 
 
-def _finite(shortlist: Shortlist) -> tuple[Int[np.ndarray, " C"], Float[np.ndarray, " C"]]:
-    finite_C = np.isfinite(shortlist.score_C)
-    return shortlist.row_C[finite_C], shortlist.score_C[finite_C].astype(np.float64)
-
-
-def _largest(noisy_SC: Float[np.ndarray, "S C"], exploited: int) -> _Noisy:
-    """The `exploited` largest, in falling order; the thresholds are the next one and the last of them."""
-    draws, candidates = noisy_SC.shape
-    draw_S1 = np.arange(draws)[:, None]
-    wanted = min(exploited + 1, candidates)
-    top_SF = noisy_SC.argpartition(candidates - wanted, axis=1)[:, candidates - wanted :] if wanted else draw_S1[:, :0]
-    top_SF = top_SF[draw_S1, noisy_SC[draw_S1, top_SF].argsort(axis=1)[:, ::-1]]
-    value_SF = noisy_SC[draw_S1, top_SF]
-    inside_S1 = value_SF[:, exploited:] if exploited < candidates else np.full((draws, 1), -np.inf)
-    outside_S1 = value_SF[:, exploited - 1 : exploited] if exploited else np.full((draws, 1), np.inf)
-    return _Noisy(top_SF[:, :exploited], inside_S1, outside_S1)
-
-
-def _explore(
-    eligible: Eligible, taken_SE: Int[np.ndarray, "S E"], explored: int, rng: np.random.Generator
-) -> Int[np.ndarray, "S M"]:
-    """Rows drawn one after the other from what is eligible and neither exploited nor drawn before."""
-    for _ in range(explored):
-        row_S = eligible.draw(len(taken_SE), rng)
-        again_S = (row_S[:, None] == taken_SE).any(axis=1)
-        while again_S.any():
-            row_S[again_S] = eligible.draw(int(again_S.sum()), rng)
-            again_S = (row_S[:, None] == taken_SE).any(axis=1)
-        taken_SE = np.concatenate((taken_SE, row_S[:, None]), axis=1)
-    return taken_SE[:, taken_SE.shape[1] - explored :]
-
-
-def _find(row_SM: Int[np.ndarray, "S M"], row_C: Int[np.ndarray, " C"]) -> Int[np.ndarray, "S M"]:
-    """Where each row stands among the candidates, -1 if nowhere."""
-    if not row_SM.size or not len(row_C):
-        return np.full_like(row_SM, -1)
-    same_SMC = row_SM[:, :, None] == row_C
-    return np.where(same_SMC.any(axis=2), same_SMC.argmax(axis=2), -1)
-
-
-def _pick(
-    value_C: Float[np.ndarray, " C"], index_SM: Int[np.ndarray, "S M"], absent: float
-) -> Float[np.ndarray, "S M"]:
-    picked_SM: Float[np.ndarray, "S M"] = np.append(value_C, absent)[index_SM]
-    return picked_SM
-
-
-def _join(exploit: _Part, explore: _Part, *, chance: float, rng: np.random.Generator) -> Slate:
-    """Explored items into uniformly random slots, exploited ones into the others in their order."""
-    row_SK = np.concatenate((explore.row_SE, exploit.row_SE), axis=1)
-    draws, slots = row_SK.shape
-    explored = explore.row_SE.shape[1]
-    slot_SK = rng.random((draws, slots)).argsort(axis=1)
-    # `slot_SK` says which slot each item takes: random for the explored ones, the free slots in order for the others.
-    slot_SK[:, explored:].sort(axis=1)
-    from_SK = slot_SK.argsort(axis=1)
-    margin_SK = np.concatenate((explore.margin_SE, exploit.margin_SE), axis=1)
-    score_SK = np.concatenate((explore.score_SE, exploit.score_SE), axis=1)
-    draw_S1 = np.arange(draws)[:, None]
-    return Slate(
-        row_SK[draw_S1, from_SK],
-        score_SK[draw_S1, from_SK],
-        from_SK < explored,
-        _propensity(margin_SK, chance)[draw_S1, from_SK],
+def stacked(shortlists: Sequence[Shortlist]) -> Shortlists:
+    """Users of one `eligible.row_N` side by side, as wide as the widest."""
+    row_N = shortlists[0].eligible.row_N
+    assert all(one.eligible.row_N is row_N for one in shortlists), "their exclusions refer to other rows"
+    return Shortlists(
+        padded_rows([one.row_C for one in shortlists]),
+        _padded([one.score_C for one in shortlists], -np.inf, np.float64),
+        row_N,
+        padded_rows([one.eligible.excluded_X for one in shortlists]),
+        np.array([one.eligible.count for one in shortlists]),
     )
 
 
-def _propensity(margin_SK: Float[np.ndarray, "S K"], chance: float) -> Float[np.ndarray, "S K"]:
+def repeated(shortlist: Shortlist, count: int) -> Shortlists:
+    """One user, so many times."""
+    return Shortlists(
+        np.broadcast_to(shortlist.row_C, (count, len(shortlist.row_C))),
+        np.broadcast_to(shortlist.score_C, (count, len(shortlist.score_C))),
+        shortlist.eligible.row_N,
+        np.broadcast_to(shortlist.eligible.excluded_X, (count, len(shortlist.eligible.excluded_X))),
+        np.full(count, shortlist.eligible.count),
+    )
+
+
+def padded_rows(rows: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, "B X"]:
+    """Rows of different number side by side, filled up with PADDING."""
+    return _padded(rows, float(PADDING), np.int64)
+
+
+def _padded(parts: Sequence[np.ndarray], filling: float, kind: type) -> np.ndarray:
+    padded_BX: np.ndarray = np.full((len(parts), max((len(part) for part in parts), default=0)), filling, dtype=kind)
+    for padded_X, part in zip(padded_BX, parts, strict=True):
+        padded_X[: len(part)] = part
+    return padded_BX
+
+
+def _with_gumbels(phi_BC: Float[np.ndarray, "B C"], noise: Noise) -> Float[np.ndarray, "B C"]:
+    """A Gumbel variate is minus the logarithm of an exponential one, and that minus the logarithm of a uniform one."""
+    noisy_BC = noise.uniform(GUMBELS, 0, phi_BC.shape[1])
+    np.log(noisy_BC, out=noisy_BC)
+    np.negative(noisy_BC, out=noisy_BC)
+    np.log(noisy_BC, out=noisy_BC)
+    np.subtract(phi_BC, noisy_BC, out=noisy_BC)
+    return noisy_BC
+
+
+def _largest(noisy_BC: Float[np.ndarray, "B C"], exploited_B: Int[np.ndarray, " B"], most: int) -> _Noisy:
+    """The `exploited` largest of each, in falling order; the thresholds are the next one and the last of them."""
+    users, candidates = noisy_BC.shape
+    wanted = min(most + 1, candidates)
+    index_BF = (
+        noisy_BC.argpartition(candidates - wanted, axis=1)[:, candidates - wanted :] if wanted else _nothing(users)
+    )
+    value_BF = np.take_along_axis(noisy_BC, index_BF, axis=1)
+    order_BF = value_BF.argsort(axis=1)[:, ::-1]
+    index_BF = np.take_along_axis(index_BF, order_BF, axis=1)
+    value_BF = np.take_along_axis(value_BF, order_BF, axis=1)
+    bars_BF = np.concatenate((np.full((users, 1), np.inf), value_BF, np.full((users, 1), -np.inf)), axis=1)
+    user_B = np.arange(users)
+    return _Noisy(index_BF[:, :most], bars_BF[user_B, exploited_B + 1], bars_BF[user_B, exploited_B])
+
+
+def _nothing(users: int) -> Int[np.ndarray, "B 0"]:
+    return np.empty((users, 0), dtype=np.int64)
+
+
+def _exploit(
+    row_BC: Int[np.ndarray, "B C"],
+    score_BC: Float[np.ndarray, "B C"],
+    phi_BC: Float[np.ndarray, "B C"],
+    noisy: _Noisy,
+    exploited_B: Int[np.ndarray, " B"],
+) -> _Part:
+    beyond_BE = np.arange(noisy.index_BE.shape[1]) >= exploited_B[:, None]
+    row_BE = np.take_along_axis(row_BC, noisy.index_BE, axis=1)
+    phi_BE = np.where(beyond_BE, 0.0, np.take_along_axis(phi_BC, noisy.index_BE, axis=1))
+    margin_BE = phi_BE - noisy.kappa_in_B[:, None]
+    return _Part(np.where(beyond_BE, PADDING, row_BE), np.take_along_axis(score_BC, noisy.index_BE, axis=1), margin_BE)
+
+
+def _explore(
+    shortlists: Shortlists, taken_BE: Int[np.ndarray, "B E"], explored_B: Int[np.ndarray, " B"], noise: Noise
+) -> Int[np.ndarray, "B M"]:
+    """Rows uniformly without replacement from what is eligible and not taken, filled up with PADDING."""
+    row_BM = np.full((len(explored_B), int(explored_B.max(initial=0))), PADDING, dtype=np.int64)
+    served_B = explored_B + (taken_BE != PADDING).sum(axis=1)
+    is_dense_B = shortlists.eligible_B < DENSE * served_B
+    for users, fill in ((np.flatnonzero(is_dense_B), _explore_dense), (np.flatnonzero(~is_dense_B), _explore_sparse)):
+        if users.size and explored_B[users].any():
+            barred_SX = np.concatenate((shortlists.excluded_BX[users], taken_BE[users]), axis=1)
+            row_SM = fill(shortlists.row_N, barred_SX, explored_B[users], noise.of(users))
+            row_BM[users, : row_SM.shape[1]] = row_SM
+    return row_BM
+
+
+def _explore_dense(
+    row_N: Int[np.ndarray, " N"], barred_BX: Int[np.ndarray, "B X"], explored_B: Int[np.ndarray, " B"], noise: Noise
+) -> Int[np.ndarray, "B M"]:
+    """Every row gets a random key, and the smallest keys win."""
+    key_BN = noise.uniform(KEYS, 0, len(row_N))
+    place_BX = np.minimum(np.searchsorted(row_N, barred_BX), len(row_N) - 1)
+    user_BX, slot_BX = np.nonzero(row_N[place_BX] == barred_BX)
+    key_BN[user_BX, place_BX[user_BX, slot_BX]] = np.inf
+    most = int(explored_B.max())
+    place_BM = key_BN.argpartition(most - 1, axis=1)[:, :most]
+    order_BM = np.take_along_axis(key_BN, place_BM, axis=1).argsort(axis=1)
+    row_BM = row_N[np.take_along_axis(place_BM, order_BM, axis=1)]
+    return np.where(np.arange(most) < explored_B[:, None], row_BM, PADDING)
+
+
+def _explore_sparse(
+    row_N: Int[np.ndarray, " N"], barred_BX: Int[np.ndarray, "B X"], explored_B: Int[np.ndarray, " B"], noise: Noise
+) -> Int[np.ndarray, "B M"]:
+    """The first rows of an endless uniform sequence that are neither barred nor there already."""
+    most = int(explored_B.max())
+    row_BL, fits_BL = _nothing(len(barred_BX)), np.empty((len(barred_BX), 0), dtype=np.bool_)
+    while (fits_BL.sum(axis=1) < explored_B).any():
+        start, stop = row_BL.shape[1], row_BL.shape[1] + most + SPARE
+        place_BL = (noise.uniform(ROWS, start, stop) * len(row_N)).astype(np.int64)
+        row_BL = np.concatenate((row_BL, row_N[np.minimum(place_BL, len(row_N) - 1)]), axis=1)
+        fits_BL = np.concatenate((fits_BL, _fits(row_BL, barred_BX, start)), axis=1)
+    nth_BL = np.where(fits_BL, fits_BL.cumsum(axis=1) - 1, most)
+    user, slot = np.nonzero(nth_BL < explored_B[:, None])
+    row_BM = np.full((len(row_BL), most), PADDING, dtype=np.int64)
+    row_BM[user, nth_BL[user, slot]] = row_BL[user, slot]
+    return row_BM
+
+
+def _fits(row_BL: Int[np.ndarray, "B L"], barred_BX: Int[np.ndarray, "B X"], start: int) -> Bool[np.ndarray, "B T"]:
+    """Of the rows from `start` on: neither barred nor drawn before."""
+    fits_BT = ~_among(row_BL[:, start:], barred_BX)
+    for nth in range(start, row_BL.shape[1]):
+        fits_BT[:, nth - start] &= ~(row_BL[:, :nth] == row_BL[:, nth : nth + 1]).any(axis=1)
+    return fits_BT
+
+
+def _among(row_BL: Int[np.ndarray, "B L"], set_BX: Int[np.ndarray, "B X"]) -> Bool[np.ndarray, "B L"]:
+    """Whether each row is one of its user's set; column by column, which needs little memory."""
+    found_BL = np.empty(row_BL.shape, dtype=np.bool_)
+    for nth in range(row_BL.shape[1]):
+        found_BL[:, nth] = (set_BX == row_BL[:, nth : nth + 1]).any(axis=1)
+    return found_BL
+
+
+def _find(row_BL: Int[np.ndarray, "B L"], row_BC: Int[np.ndarray, "B C"]) -> Int[np.ndarray, "B L"]:
+    """Where each row stands among its user's candidates, -1 if nowhere."""
+    index_BL = np.full(row_BL.shape, -1)
+    for nth in range(row_BL.shape[1] if row_BC.shape[1] else 0):
+        same_BC = row_BC == row_BL[:, nth : nth + 1]
+        index_BL[:, nth] = np.where(same_BC.any(axis=1), same_BC.argmax(axis=1), -1)
+    return index_BL
+
+
+def _pick(
+    value_BC: Float[np.ndarray, "B C"], index_BL: Int[np.ndarray, "B L"], absent: float
+) -> Float[np.ndarray, "B L"]:
+    if not value_BC.shape[1]:
+        return np.full(index_BL.shape, absent)
+    return np.where(index_BL < 0, absent, np.take_along_axis(value_BC, np.maximum(index_BL, 0), axis=1))
+
+
+def _joined(exploit: _Part, explore: _Part, counts: Counts, noise: Noise) -> Slate:
+    """Explored items in uniformly random slots, exploited ones in the others in their order."""
+    served_B = counts.exploited_B + counts.explored_B
+    slots = int(served_B.max(initial=0))
+    is_empty_BK = np.arange(slots) >= served_B[:, None]
+    explored_BK = _explored_slots(counts, is_empty_BK, noise)
+    nth_explored_BK = np.maximum(explored_BK.cumsum(axis=1) - 1, 0)
+    nth_exploited_BK = np.maximum((~explored_BK).cumsum(axis=1) - 1, 0)
+
+    def placed(explore_BM: np.ndarray, exploit_BE: np.ndarray) -> np.ndarray:
+        """A slot takes the next explored or the next exploited item."""
+        side_by_side_BK = np.concatenate((explore_BM, exploit_BE), axis=1)
+        from_BK = np.where(explored_BK, nth_explored_BK, nth_exploited_BK + explore_BM.shape[1])
+        return np.take_along_axis(side_by_side_BK, np.minimum(from_BK, side_by_side_BK.shape[1] - 1), axis=1)
+
+    if not slots:
+        return Slate(_nothing(len(served_B)), np.empty(is_empty_BK.shape), explored_BK, np.empty(is_empty_BK.shape))
+    score_BK = placed(explore.score_BE, exploit.score_BE)
+    propensity_BK = _propensity(placed(explore.margin_BE, exploit.margin_BE), counts.chance_B[:, None])
+    return Slate(
+        np.where(is_empty_BK, PADDING, placed(explore.row_BE, exploit.row_BE)),
+        np.where(is_empty_BK | ~np.isfinite(score_BK), np.nan, score_BK),
+        explored_BK,
+        np.where(is_empty_BK, 1.0, propensity_BK),
+    )
+
+
+def _explored_slots(counts: Counts, is_empty_BK: Bool[np.ndarray, "B K"], noise: Noise) -> Bool[np.ndarray, "B K"]:
+    """Those with the smallest random keys."""
+    explored_BK = np.zeros(is_empty_BK.shape, dtype=np.bool_)
+    most = int(counts.explored_B.max(initial=0))
+    if most:
+        key_BK = noise.uniform(SLOTS, 0, is_empty_BK.shape[1])
+        key_BK[is_empty_BK] = np.inf
+        first_BM = key_BK.argmin(axis=1)[:, None] if most == 1 else key_BK.argsort(axis=1)[:, :most]
+        np.put_along_axis(explored_BK, first_BM, np.arange(first_BM.shape[1]) < counts.explored_B[:, None], axis=1)
+    return explored_BK
+
+
+def _propensity(margin_BK: Float[np.ndarray, "B K"], chance_B1: Float[np.ndarray, "B 1"]) -> Float[np.ndarray, "B K"]:
     """The chance to be exploited, or else explored: p = q + (1 - q) r."""
     with np.errstate(over="ignore"):
-        exploit_SK = -np.expm1(-np.exp(margin_SK))
-    propensity_SK: Float[np.ndarray, "S K"] = np.minimum(1.0, exploit_SK + (1.0 - exploit_SK) * chance)
-    return propensity_SK
+        exploit_BK = -np.expm1(-np.exp(margin_BK))
+    propensity_BK: Float[np.ndarray, "B K"] = np.minimum(1.0, exploit_BK + (1.0 - exploit_BK) * chance_B1)
+    return propensity_BK

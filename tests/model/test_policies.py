@@ -13,7 +13,21 @@ from hypothesis.extra.numpy import arrays
 
 from model import policies
 from model.catalogue import PADDING
-from model.policies import Eligible, Policy, Shortlist, Slate, eligible_without, greedy, mixture, softmax, uniform
+from model.noise import Generated, Seeded
+from model.policies import (
+    Eligible,
+    Policy,
+    Shortlist,
+    Slate,
+    eligible_without,
+    greedy,
+    mixture,
+    repeated,
+    softmax,
+    stacked,
+    uniform,
+)
+from model.router import Router, of_the_surface
 
 POLICIES = {
     "greedy": greedy(),
@@ -24,8 +38,11 @@ POLICIES = {
 }
 every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
+ONE_CATALOGUE = np.arange(1, 31)
 DRAWS = 1_000_000
-CHUNK = 250_000
+CHUNK = 240_000
+BLOCK = 20_000
+"""Draws at once: what fits into the processor's cache takes half the time."""
 
 
 def all_of(scores: list[float], *, candidates: int | None = None) -> Shortlist:
@@ -96,8 +113,8 @@ def simulate(case: Case, value_of: str = "propensity", draws: int = DRAWS) -> Mo
     rows = int(case.shortlist.eligible.row_N.max()) + 1
     first, second = np.zeros(rows), np.zeros(rows)
     rng = np.random.default_rng(20_261_123)
-    for _ in range(draws // CHUNK):
-        slate = case.policy.draw_many(case.shortlist, slate_size=case.slate_size, count=CHUNK, rng=rng)
+    for _ in range(draws // BLOCK):
+        slate = case.policy.draw_many(case.shortlist, slate_size=case.slate_size, count=BLOCK, rng=rng)
         inverse = 1.0 / WAYS[value_of](case, slate).ravel()
         first += np.bincount(slate.row_K.ravel(), weights=inverse, minlength=rows)
         second += np.bincount(slate.row_K.ravel(), weights=inverse**2, minlength=rows)
@@ -153,20 +170,68 @@ def test_served_over_propensity_is_one_for_every_item_in_a_million_draws(case: C
 @every_case
 def test_propensities_of_all_items_add_up_to_the_slots(case: Case) -> None:
     """Served or not: the sum over the catalogue is K in expectation, in every draw alike where nothing is random."""
-    eligible = case.shortlist.eligible.count
-    slots = min(case.slate_size, eligible)
-    _, score_C = policies._finite(case.shortlist)
-    exploited = min(max(0, slots - case.policy.exploration_slots), len(score_C))
-    phi_C = case.policy._scaled(score_C)
-    noisy = case.policy._perturb(phi_C, exploited, CHUNK, np.random.default_rng(1))
-    inside_SC = np.zeros((CHUNK, len(score_C)), dtype=np.bool_)
-    np.put_along_axis(inside_SC, noisy.index_SE, values=True, axis=1)
-    chance = (slots - exploited) / max(1, eligible - exploited)
+    slots = min(case.slate_size, case.shortlist.eligible.count)
+    everything = np.setdiff1d(case.shortlist.eligible.row_N, case.shortlist.eligible.excluded_X)
 
-    margin_SC = phi_C - np.where(inside_SC, noisy.kappa_in_S1, noisy.kappa_out_S1)
-    sum_S = policies._propensity(margin_SC, chance).sum(axis=1) + (eligible - len(score_C)) * chance
+    drawn = case.policy.draw_batch(
+        repeated(case.shortlist, CHUNK),
+        size_B=np.full(CHUNK, case.slate_size),
+        noise=Generated(np.random.default_rng(1), CHUNK),
+    )
 
+    sum_S = drawn.propensity_of(np.broadcast_to(everything, (CHUNK, len(everything)))).sum(axis=1)
     assert float(sum_S.mean()) == pytest.approx(slots, abs=4.0 * float(sum_S.std()) / math.sqrt(CHUNK) + 1e-9)
+    served = drawn.propensity_of(drawn.slate.row_K)
+    assert np.array_equal(served, drawn.slate.propensity_K)
+
+
+@pytest.mark.parametrize("what", ["one slot explores", "every slot explores", "excluded rows among the rows"])
+def test_drawing_until_enough_fit_is_as_exact_as_sorting_everything(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies, "DENSE", 0)
+
+    test_served_over_propensity_is_one_for_every_item_in_a_million_draws(next(c for c in CASES if c.what == what))
+
+
+def test_seeds_in_a_row_draw_as_well_as_a_generator() -> None:
+    """What production draws with, on the worst seeds there are: 0, 1, 2 ..."""
+    case = Case("half of the slots explore", mixture(temperature=0.5, exploration_slots=2), all_of(SCORES), 4)
+    first, second = np.zeros(9), np.zeros(9)
+    many = repeated(case.shortlist, BLOCK)
+    for start in range(0, DRAWS, BLOCK):
+        noise = Seeded(np.arange(start, start + BLOCK, dtype=np.uint64))
+        slate = case.policy.draw_batch(many, size_B=np.full(BLOCK, case.slate_size), noise=noise).slate
+        inverse = 1.0 / slate.propensity_K.ravel()
+        first += np.bincount(slate.row_K.ravel(), weights=inverse, minlength=9)
+        second += np.bincount(slate.row_K.ravel(), weights=inverse**2, minlength=9)
+    mean = first / DRAWS
+
+    error = np.sqrt((second / DRAWS - mean**2) / DRAWS)
+    assert (np.abs(mean[1:] - 1.0) <= 4.0 * error[1:]).all()
+
+
+def test_an_ab_split_of_two_policies_is_exact_by_the_balance_heuristic() -> None:
+    """Users by a stable hash to one of two policies with other scores; every item is served 1/p times on the mean."""
+    router = Router({"ours": 0.7, "theirs": 0.3}, salt="spring")
+    is_theirs = np.array([router.choose(f"user-{number}") == "theirs" for number in range(BLOCK)])
+    worlds = (
+        (mixture(temperature=0.5, exploration_slots=1), repeated(all_of(SCORES), BLOCK)),
+        (greedy(), repeated(all_of(SCORES[::-1], candidates=5), BLOCK)),
+    )
+    first, second = np.zeros(9), np.zeros(9)
+    rng = np.random.default_rng(1)
+    for _ in range(DRAWS // BLOCK):
+        noise = Generated(rng, BLOCK)
+        drawn = [policy.draw_batch(many, size_B=np.full(BLOCK, 3), noise=noise) for policy, many in worlds]
+        row_SK = np.where(is_theirs[:, None], drawn[1].slate.row_K, drawn[0].slate.row_K)
+        known = np.stack([one.propensity_of(row_SK) for one in drawn])
+        inverse = 1.0 / of_the_surface(np.array([1.0 - is_theirs.mean(), is_theirs.mean()]), known).ravel()
+        first += np.bincount(row_SK.ravel(), weights=inverse, minlength=9)
+        second += np.bincount(row_SK.ravel(), weights=inverse**2, minlength=9)
+    mean = first / DRAWS
+
+    error = np.sqrt((second / DRAWS - mean**2) / DRAWS)
+    assert (np.abs(mean[1:] - 1.0) <= 4.0 * error[1:]).all()
+    assert is_theirs.mean() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / BLOCK))
 
 
 @pytest.mark.parametrize(
@@ -198,6 +263,17 @@ def shortlists(draw: st.DrawFn) -> Shortlist:
     return Shortlist(row_C, np.append(score_C, np.full(padded, -np.inf, dtype=np.float32)), eligible)
 
 
+@st.composite
+def shortlists_of_one_catalogue(draw: st.DrawFn) -> Shortlist:
+    """As `shortlists`, of rows that all users share."""
+    excluded_X = np.array(sorted(draw(st.sets(st.integers(1, 30), max_size=15))), dtype=np.int64)
+    eligible = Eligible(row_N=ONE_CATALOGUE, excluded_X=excluded_X)
+    servable_rows = np.setdiff1d(ONE_CATALOGUE, excluded_X)
+    row_C = servable_rows[: draw(st.integers(0, 15))]
+    score_C = draw(arrays(np.float64, len(row_C), elements=st.floats(-5, 5) | st.just(-math.inf)))
+    return Shortlist(row_C, score_C, eligible)
+
+
 @every_policy
 @settings(max_examples=50)
 @given(shortlist=shortlists(), slate_size=st.integers(1, 12), seed=st.integers(0, 2**32))
@@ -224,6 +300,26 @@ def test_the_same_seed_draws_the_same_slate(policy: Policy) -> None:
     )
 
     assert all(np.array_equal(*values, equal_nan=True) for values in zip(first, second, strict=True))
+
+
+@every_policy
+@settings(max_examples=30)
+@given(drawn=st.lists(st.tuples(shortlists_of_one_catalogue(), st.integers(0, 12)), min_size=1, max_size=5))
+def test_a_seed_draws_the_same_slate_alone_and_in_company(policy: Policy, drawn: list[tuple[Shortlist, int]]) -> None:
+    together = [shortlist for shortlist, _ in drawn]
+    size_B = np.array([size for _, size in drawn])
+    seed_B = np.arange(len(drawn), dtype=np.uint64) * np.uint64(77)
+
+    batch = policy.draw_batch(stacked(together), size_B=size_B, noise=Seeded(seed_B)).slate
+
+    for user, shortlist in enumerate(together):
+        one = slice(user, user + 1)
+        alone = policy.draw_batch(stacked([shortlist]), size_B=size_B[one], noise=Seeded(seed_B[one])).slate
+        slots = alone.row_K.shape[1]
+        for mine, ours in zip(alone, batch, strict=True):
+            assert np.array_equal(mine[0], ours[user, :slots], equal_nan=True)
+        assert (batch.row_K[user, slots:] == PADDING).all()
+        assert (batch.row_K[user, :slots] != PADDING).all()
 
 
 @every_policy
@@ -292,6 +388,17 @@ def test_the_live_check_of_propensities_has_mean_one() -> None:
     assert float(ratio.mean()) == pytest.approx(1.0, abs=4.0 * float(ratio.mean(axis=1).std()) / math.sqrt(CHUNK))
 
 
+def test_exploration_that_must_not_fill_leaves_the_slate_shorter_and_exact() -> None:
+    policy = Policy(temperature=1.0, exploration_slots=1, fills=False)
+    case = Case("two candidates for four slots", policy, all_of(SCORES, candidates=2), 4)
+
+    slate = policy.draw(case.shortlist, slate_size=4, rng=np.random.default_rng(1))
+    moments = simulate(case, draws=CHUNK)
+
+    assert len(slate.row_K) == 3
+    assert (np.abs(moments.mean_R[1:] - 1.0) <= 4.0 * moments.error_R[1:] + 1e-12).all()
+
+
 def test_exclusions_may_repeat_be_unknown_and_be_most_of_the_catalogue() -> None:
     row_N = np.arange(1, 9)
     live_R = np.ones(12, dtype=np.bool_)
@@ -300,4 +407,5 @@ def test_exclusions_may_repeat_be_unknown_and_be_most_of_the_catalogue() -> None
     eligible = eligible_without(np.array([PADDING, 1, 1, 2, 3, 4, 5, 6, 11]), row_N=row_N, live_R=live_R)
 
     assert eligible.count == 2
-    assert set(eligible.draw(100, np.random.default_rng(1)).tolist()) == {7, 8}
+    everything = uniform().draw(Shortlist(row_N[:0], np.empty(0), eligible), slate_size=9, rng=np.random.default_rng(1))
+    assert set(everything.row_K.tolist()) == {7, 8}
