@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from deploy.local.settings import AudienceSettings, SupervisorSettings
 from model.settings import ModelSettings, PolicySettings, Section
+from stream.mapping.settings import MappingSettings
 from stream.settings import KafkaSettings, StreamSettings
 from trainer.settings import GateSettings, RetrainSettings, TrainerSettings
 
@@ -81,6 +82,7 @@ class Settings(Section):
 
     kafka: KafkaSettings = KafkaSettings()
     stream: StreamSettings = StreamSettings()
+    mapping: MappingSettings = MappingSettings()
     model: ModelSettings = ModelSettings()
     policy: PolicySettings = PolicySettings()
     trainer: TrainerSettings = TrainerSettings()

@@ -61,7 +61,7 @@ def require_topics(kafka: KafkaSettings) -> None:
 
 def partitions_of(topic: Topic, kafka: KafkaSettings) -> int:
     """kafka.partitions for what is keyed by user, one for the small tables, the source's for dead letters."""
-    source = TOPICS[topic.name.removesuffix(DEAD_LETTER_SUFFIX)]
+    source = TOPICS.get(topic.name.removesuffix(DEAD_LETTER_SUFFIX), topic)
     return kafka.partitions if source.partitioned_by_user else 1
 
 

@@ -4,7 +4,28 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from stream.events import Click, Impression, Item, ModelAnnouncement, Recommendation, Record, Request
+
 Headers = list[tuple[str, bytes]]
+
+KINDS: dict[type[Record], str] = {
+    Click: "click",
+    Impression: "impression",
+    Request: "request",
+    Recommendation: "recommendation",
+    Item: "item",
+    ModelAnnouncement: "model",
+}
+
+
+def event_type(record: type[Record]) -> str:
+    """The `ce_type` of a record; its last part is the version of the record, docs/schemas/README.md."""
+    return f"sasrec-stream.{KINDS[record]}.v1"
+
+
+def event_headers(record: Record, *, event_id: str, source: str, at_ms: int) -> Headers:
+    """What the binding demands of every event; `source` says who wrote it, and with it `event_id` names it for ever."""
+    return cloud_event_headers(event_id=event_id, kind=KINDS[type(record)], source=source, at_ms=at_ms)
 
 
 def cloud_event_headers(*, event_id: str, kind: str, source: str, at_ms: int) -> Headers:

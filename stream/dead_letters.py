@@ -19,7 +19,7 @@ _OURS = frozenset({EXCEPTION, MESSAGE, TOPIC, PARTITION, OFFSET})
 _MAX_REASON_CHARACTERS = 1_000
 
 Headers = list[tuple[str, bytes]]
-Reason = Literal["null", "malformed", "invalid", "key", "future", "not_finite"]
+Reason = Literal["null", "malformed", "invalid", "key", "future", "not_finite", "spike"]
 """Null value; not JSON at all; JSON that breaks a bound; a key unlike user_id; dated ahead of the wall clock; an
 example whose loss or gradient is not finite.
 """
@@ -90,9 +90,9 @@ def dead_letter(record: RawRecord, error: UnreadableError, *, max_bytes: int) ->
         (OFFSET, str(record.offset).encode()),
     ]
     kept = [(name, value) for name, value in record.headers if name not in _OURS]
-    if _size(record.key, record.value, kept + reason) <= max_bytes:
+    if size_of(record.key, record.value, kept + reason) <= max_bytes:
         return DeadLetter(record.key, record.value, kept + reason)
-    room = max_bytes - _size(record.key, None, reason)
+    room = max_bytes - size_of(record.key, None, reason)
     return DeadLetter(record.key, record.value and record.value[: max(room, 0)], reason)
 
 
@@ -109,7 +109,7 @@ def source_position(headers: Sequence[tuple[str, bytes]]) -> SourcePosition:
         raise ValueError(f"not a dead letter: header {error} is missing") from error
 
 
-def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
-    """Bytes in a record batch, rounded up: every length takes at most five."""
+def size_of(key: bytes | None, value: bytes | None, headers: Headers) -> int:
+    """Bytes of a record in its batch, rounded up: every length takes at most five."""
     texts = sum(len(name.encode()) + len(content or b"") + 10 for name, content in headers)
     return len(key or b"") + len(value or b"") + texts + 64

@@ -15,6 +15,8 @@ EXAMPLES = "examples"
 RECOMMENDATIONS = "recommendations"
 MODELS = "models"
 ITEMS = "items"
+MAPPED = "mapped"
+"""No topic: what of a company's own topics cannot be read goes to `mapped.dlq`."""
 
 DEAD_LETTER_SUFFIX = ".dlq"
 
@@ -36,14 +38,14 @@ class Topic:
         return self.key == "user_id"
 
 
-def _dead_letters(name: str) -> Topic:
+def _dead_letters(name: str, *, what: str) -> Topic:
     return Topic(
         name=name + DEAD_LETTER_SUFFIX,
         key="as read",
         cleanup="delete",
         written_by="whoever could not read it",
         read_by="operators",
-        what=f"messages of `{name}` that could not be read, raw, with the reason in headers",
+        what=f"{what} that could not be read, raw, with the reason in headers",
     )
 
 
@@ -117,5 +119,10 @@ _TOPICS = (
 _WITH_DEAD_LETTERS = (CLICKS, IMPRESSIONS, REQUESTS, RECOMMENDATIONS, ITEMS, EXAMPLES)
 
 TOPICS: dict[str, Topic] = {
-    topic.name: topic for topic in (*_TOPICS, *(_dead_letters(name) for name in _WITH_DEAD_LETTERS))
+    topic.name: topic
+    for topic in (
+        *_TOPICS,
+        *(_dead_letters(name, what=f"messages of `{name}`") for name in _WITH_DEAD_LETTERS),
+        _dead_letters(MAPPED, what="messages of a company's own topics"),
+    )
 }

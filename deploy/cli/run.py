@@ -28,6 +28,7 @@ class Kind(enum.StrEnum):
     """What a process does."""
 
     STREAM = "stream"
+    MAPPER = "mapper"
     TRAINER = "trainer"
     SCORING = "scoring"
     SCHEDULER = "scheduler"
@@ -103,6 +104,14 @@ def _stream(settings: Settings, name: str, _options: Sequence[str]) -> None:
     run_worker(settings.kafka, settings.stream, folder, instance=member_name(settings, name))
 
 
+def _mapper(settings: Settings, name: str, _options: Sequence[str]) -> None:
+    from stream.mapping.worker import run_mapper  # noqa: PLC0415 - see above
+
+    require_topics(settings.kafka)
+    with stop_on_signals() as stop:
+        run_mapper(settings.kafka, settings.mapping, stop, member=member_name(settings, name))
+
+
 def _trainer(settings: Settings, _name: str, _options: Sequence[str]) -> None:
     """Its published versions go into the registry."""
     from deploy.registry.publishing import run_recorded_trainer  # noqa: PLC0415 - see above
@@ -141,6 +150,7 @@ def _audience(settings: Settings, _name: str, _options: Sequence[str]) -> None:
 Process = Callable[[Settings, str, Sequence[str]], None]
 PROCESSES: dict[Kind, Process] = {
     Kind.STREAM: _stream,
+    Kind.MAPPER: _mapper,
     Kind.TRAINER: _trainer,
     Kind.SCORING: _scoring,
     Kind.SCHEDULER: _scheduler,

@@ -51,5 +51,15 @@ def _comment(text: str) -> list[str]:
 def _assignment(key: str, value: object, *, mark: str) -> str:
     if value is None:
         return f"#{key} ="
-    written = str(value) if isinstance(value, Path) else value
-    return f"{mark}{key} = {json.dumps(written, ensure_ascii=False)}"
+    return f"{mark}{key} = {_toml(value)}"
+
+
+def _toml(value: object) -> str:
+    """On one line; of a table only what somebody set."""
+    if isinstance(value, BaseModel):
+        return _toml({key: getattr(value, key) for key in sorted(value.model_fields_set)})
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)

@@ -99,7 +99,8 @@ class Machine:
             "stream": self.settings.supervisor.stream_workers,
             "scoring": self.settings.supervisor.scoring_workers,
         }
-        for kind in ("stream", "trainer", "scoring", "scheduler"):
+        mapper = ("mapper",) if self.settings.mapping.sources else ()
+        for kind in ("stream", *mapper, "trainer", "scoring", "scheduler"):
             for number in range(1, workers.get(kind, 1) + 1):
                 self._start(kind, name=kind if number == 1 else f"{kind}-{number}")
         self._offsets = Offsets(self.settings.kafka)

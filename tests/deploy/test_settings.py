@@ -148,3 +148,17 @@ def test_the_demo_learns_faster_unless_somebody_has_said_how_fast(monkeypatch: p
 
 def test_every_default_of_the_demo_is_a_setting() -> None:
     assert set(DEFAULTS) <= set(dotted_keys())
+
+
+def test_a_mapping_survives_being_printed_and_read_again(tmp_path: Path) -> None:
+    source = {
+        "topic": "shop.events",
+        "record": "clicks",
+        "only_if": "type == 'a \"click\"'",
+        "fields": {"user_id": "user-id", "item_id": "sku", "timestamp_ms": "at"},
+        "constants": {"position": 3},
+    }
+    settings = Settings.model_validate({"mapping": {"sources": [source]}})
+    (tmp_path / "printed.toml").write_text(settings_document(settings))
+
+    assert load_settings(tmp_path / "printed.toml") == settings
