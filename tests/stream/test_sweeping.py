@@ -33,11 +33,13 @@ def at_ms(event: Event) -> int:
 
 
 def visited(event: Event, user: str, visit: int, by_ms: int) -> Event:
-    """The event as one of a user's visit, so much later."""
+    """The event as one of a user's visit, so much later; a slate belongs to one visit."""
+    request_id = None if event.request_id is None else f"{event.request_id}-{visit}"
     if isinstance(event, Recommendation):
-        return replace(event, user_id=user, generated_at_ms=event.generated_at_ms + by_ms)
+        at = event.generated_at_ms + by_ms
+        return replace(event, user_id=user, request_id=request_id, generated_at_ms=at)
     name = f"{event.event_id}-{visit}"
-    return replace(event, user_id=user, event_id=name, timestamp_ms=event.timestamp_ms + by_ms)
+    return replace(event, user_id=user, event_id=name, request_id=request_id, timestamp_ms=event.timestamp_ms + by_ms)
 
 
 def as_read(events: Sequence[Event]) -> list[Read]:
