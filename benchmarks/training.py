@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.common import Baseline, Goal, Row, arguments, report, row
 from benchmarks.textbook import TextbookStep
 from model.catalogue import PADDING
-from model.lengths import length_groups
+from model.lengths import packed
 from model.losses import LOSSES, Positions
 from model.negatives import uniform
 from model.optimiser import RowAdam
@@ -68,8 +68,9 @@ class Ours:
 
     def __call__(self, batch: Batch) -> None:
         """Learns a batch; `negatives` of None are one for each position."""
-        parts = [self._encode(batch, group_B) for group_B in length_groups(batch.length_B)]
-        hidden_PD, target_P = (torch.cat(column) for column in zip(*parts, strict=True))
+        wanted_BT = batch.target_BT != PADDING
+        hidden_PD = self._model.encode(packed(batch.row_BT), rng=self._rng)
+        target_P = batch.target_BT[wanted_BT]
         shape = (len(target_P), 1) if self._negatives is None else self._negatives
         positions = Positions(
             hidden_PD=hidden_PD,
@@ -81,13 +82,6 @@ class Ours:
         )
         torch.autograd.backward(self._loss(positions))
         self._optimiser.step()
-
-    def _encode(self, batch: Batch, group_B: np.ndarray) -> tuple[Tensor, Tensor]:
-        length = int(batch.length_B[group_B].max())
-        row_BT = batch.row_BT[group_B, -length:]
-        target_BT = batch.target_BT[group_B, -length:]
-        wanted_BT = target_BT != PADDING
-        return self._model(row_BT, rng=self._rng)[wanted_BT], target_BT[wanted_BT]
 
 
 class Textbook:

@@ -83,12 +83,13 @@ inline std::vector<Share> shares_of(const BlockCall& call) {
     return shares;
 }
 
-// Calls `work(share)` for every share, by several threads.
-template <class Work>
-void in_parallel(long shares, long threads, const Work& work) {
+// Calls `work(share, scratch)` for every share, by several threads; each makes its own scratch once.
+template <class Make, class Work>
+void in_parallel(long shares, long threads, const Make& make, const Work& work) {
     std::atomic<long> next{0};
     const auto worker = [&] {
-        for (long share = next++; share < shares; share = next++) work(share);
+        auto scratch = make();
+        for (long share = next++; share < shares; share = next++) work(share, scratch);
     };
     std::vector<std::thread> others;
     try {
@@ -138,22 +139,24 @@ class Block {
     }
 
     void forward() {
-        in_parallel(static_cast<long>(shares_.size()), call_.threads, [&](long share) {
-            Scratch scratch(*this);
-            for (const auto& chunk : shares_[static_cast<size_t>(share)].chunks) forward(chunk, scratch);
+        const auto scratch = [&] { return Scratch(*this); };
+        in_parallel(static_cast<long>(shares_.size()), call_.threads, scratch, [&](long share, Scratch& s) {
+            for (const auto& chunk : shares_[static_cast<size_t>(share)].chunks) forward(chunk, s);
         });
     }
 
     void backward() {
         const long size = gradient_size();
         Room gradients(room(static_cast<long>(shares_.size()), size), 0.0f);
-        in_parallel(static_cast<long>(shares_.size()), call_.threads, [&](long share) {
-            Scratch scratch(*this);
+        const auto scratch = [&] { return Scratch(*this); };
+        in_parallel(static_cast<long>(shares_.size()), call_.threads, scratch, [&](long share, Scratch& s) {
             for (const auto& chunk : shares_[static_cast<size_t>(share)].chunks)
-                backward(chunk, scratch, gradients.data() + share * size);
+                backward(chunk, s, gradients.data() + share * size);
         });
-        for (size_t share = 1; share < shares_.size(); ++share)
-            for (long at = 0; at < size; ++at) gradients[static_cast<size_t>(at)] += gradients[share * static_cast<size_t>(size) + static_cast<size_t>(at)];
+        for (long share = 1; share < static_cast<long>(shares_.size()); ++share) {
+            const float* from = gradients.data() + share * size;
+            for (long at = 0; at < size; ++at) gradients[static_cast<size_t>(at)] += from[at];
+        }
         unpack(gradients.data());
     }
 
@@ -217,7 +220,7 @@ class Block {
         float* query = query_ + chunk.output * wide_;
         product(chunk.positions, 2 * wide_, units_, {s.normed.data(), width_, 1}, projection_turned_.data() + wide_,
                 3 * wide_, key_value, 2 * wide_);
-        product(chunk.outputs, wide_, units_, {s.asking.data(), width_, 1}, projection_turned_.data(), 3 * wide_, query,
+        product(chunk.outputs, wide_, units_, {asking(chunk, s), width_, 1}, projection_turned_.data(), 3 * wide_, query,
                 wide_);
         each_head(chunk, [&](const Heads& heads, long head, long output) {
             s.attention.forward(heads, attended_ + output * wide_ + head * head_width_, wide_,
@@ -240,7 +243,15 @@ class Block {
         write(s.change.data(), call_.output + chunk.output * units_, chunk.outputs);
     }
 
-    // `input` with its padding, `normed` as it is projected, and of both the rows that ask: `other` and `asking`.
+    // Whether every position of the chunk asks.
+    static bool is_all(const Chunk& chunk) { return chunk.outputs == chunk.positions; }
+
+    const float* residual(const Chunk& chunk, const Scratch& s) const { return is_all(chunk) ? s.input.data() : s.other.data(); }
+
+    const float* asking(const Chunk& chunk, const Scratch& s) const { return is_all(chunk) ? s.normed.data() : s.asking.data(); }
+
+    // `input` with its padding and `normed` as it is projected; of both the rows that ask, where not all do, in `other`
+    // and `asking`.
     void read(const Chunk& chunk, Scratch& s) const {
         for (long row = 0; row < chunk.positions; ++row) {
             float* to = s.input.data() + row * width_;
@@ -251,6 +262,7 @@ class Block {
             normalise(s.input.data(), s.normed.data(), chunk.positions, units_, norm(kNorm1Weight, kNorm1Bias));
         else
             std::copy_n(s.input.data(), room(chunk.positions, width_), s.normed.data());
+        if (is_all(chunk)) return;
         each_output(chunk, [&](long row, long from, long) {
             std::copy_n(s.input.data() + from * width_, width_, s.other.data() + row * width_);
             std::copy_n(s.normed.data() + from * width_, width_, s.asking.data() + row * width_);
@@ -287,12 +299,12 @@ class Block {
         each_output(chunk, [&](long row, long, long position) {
             drop.factors(position, s.factors.data(), width_);
             const float* attended = attended_ + (chunk.output + row) * wide_;
-            const float* residual = s.other.data() + row * width_;
+            const float* input = residual(chunk, s) + row * width_;
             float* to = joined + row * width_;
             for (long head = 0; head < heads_; ++head)
                 for (long unit = 0; unit < head_; ++unit) {
                     const long at = head * head_ + unit;
-                    to[at] = residual[at] + attended[head * head_width_ + unit] * s.factors[static_cast<size_t>(at)];
+                    to[at] = input[at] + attended[head * head_width_ + unit] * s.factors[static_cast<size_t>(at)];
                 }
             std::fill(to + units_, to + width_, 0.0f);
         });
@@ -438,13 +450,13 @@ class Block {
     void project_backward(const Chunk& chunk, Scratch& s, float* to) {
         read(chunk, s);
         float* weight = to + place(kProjection);
-        product(wide_, width_, chunk.outputs, {s.query.data(), 1, wide_}, s.asking.data(), width_, weight, width_, Into::kAdd);
+        product(wide_, width_, chunk.outputs, {s.query.data(), 1, wide_}, asking(chunk, s), width_, weight, width_, Into::kAdd);
         product(2 * wide_, width_, chunk.positions, {s.key_value.data(), 1, 2 * wide_}, s.normed.data(), width_,
                 weight + wide_ * width_, width_, Into::kAdd);
         product(chunk.positions, width_, 2 * wide_, {s.key_value.data(), 2 * wide_, 1}, projection_.data() + wide_ * width_,
                 width_, s.normed.data(), width_);
-        product(chunk.outputs, width_, wide_, {s.query.data(), wide_, 1}, projection_.data(), width_, s.asking.data(), width_);
-        each_output(chunk, [&](long row, long from, long) { add_row(s.asking.data() + row * width_, s.normed.data() + from * width_); });
+        product(chunk.outputs, width_, wide_, {s.query.data(), wide_, 1}, projection_.data(), width_, s.more.data(), width_);
+        each_output(chunk, [&](long row, long from, long) { add_row(s.more.data() + row * width_, s.normed.data() + from * width_); });
         if (call_.pre_norm) norm_backward(s.input.data(), s.normed, chunk.positions, kNorm1Weight, kNorm1Bias, to);
         each_output(chunk, [&](long row, long from, long) { add_row(s.change.data() + row * width_, s.normed.data() + from * width_); });
         write(s.normed.data(), call_.input_gradient + chunk.position * units_, chunk.positions);

@@ -23,27 +23,31 @@ class Dropout {
         : key_(mixed(seed + static_cast<uint64_t>(site + 1) * kGolden)), dropped_(dropped), factor_(factor),
           words_((units + 3) / 4) {}
 
-    // What the units of a position are multiplied by; `factors` has room for `padded(units)` numbers.
+    // What the units of a position are multiplied by; `factors` has `room` for `padded(units)` numbers.
     void factors(long position, float* factors, long room) const {
         if (dropped_ == 0) {
             for (long unit = 0; unit < room; ++unit) factors[unit] = 1.0f;
             return;
         }
         uint64_t words[kWords];
+        uint16_t bits[4 * kWords];
         const uint64_t first = static_cast<uint64_t>(position) * static_cast<uint64_t>(words_);
         for (long start = 0; start < room; start += 4 * kWords) {
             const long here = room - start < 4 * kWords ? room - start : 4 * kWords;
-            const long count = (here + 3) / 4;
-            for (long word = 0; word < count; ++word)
+            for (long word = 0; word < here / 4; ++word)
                 words[word] = mixed(key_ + (first + static_cast<uint64_t>(start / 4 + word)) * kGolden);
-            uint16_t bits[4 * kWords];
-            std::memcpy(bits, words, static_cast<size_t>(count) * 8);
-            for (long unit = 0; unit < here; ++unit)
-                factors[start + unit] = static_cast<int32_t>(bits[unit]) >= static_cast<int32_t>(dropped_) ? factor_ : 0.0f;
+            std::memcpy(bits, words, sizeof bits);
+            for (long unit = 0; unit < here; unit += kLanes) {
+                Halves some;
+                std::memcpy(&some, bits + unit, sizeof some);
+                const Integers kept = __builtin_convertvector(some, Integers) >= static_cast<int32_t>(dropped_);
+                store(factors + start + unit, kept ? all(factor_) : Vector{});
+            }
         }
     }
 
   private:
+    typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
     static constexpr long kWords = 64;
     uint64_t key_;
     uint32_t dropped_;

@@ -64,8 +64,7 @@ class Embedding {
     template <class Work>
     void each_position(const Work& work) const {
         const long positions = static_cast<long>(places_.size());
-        in_parallel((positions + kTogether - 1) / kTogether, call_.threads, [&](long part) {
-            Room factors(static_cast<size_t>(padded(call_.units)));
+        in_parallel((positions + kTogether - 1) / kTogether, call_.threads, [&] { return Room(static_cast<size_t>(padded(call_.units))); }, [&](long part, Room& factors) {
             for (long position = part * kTogether; position < std::min(positions, (part + 1) * kTogether); ++position) {
                 drop_.factors(position, factors.data(), padded(call_.units));
                 work(position, factors.data());

@@ -30,25 +30,23 @@ class LastNorm {
     }
 
     void forward() const {
-        in_parallel(parts_, call_.threads, [&](long part) {
-            Room input(room(kTogether, width_)), output(input.size());
+        in_parallel(parts_, call_.threads, [&] { return Scratch(width_); }, [&](long part, Scratch& s) {
             const long first = part * kTogether, count = std::min(kTogether, call_.rows - first);
-            read(call_.input, first, count, input);
-            normalise(input.data(), output.data(), count, units_, {weight_.data(), bias_.data()});
-            write(output, first, count, call_.output);
+            read(call_.input, first, count, s.input);
+            normalise(s.input.data(), s.other.data(), count, units_, {weight_.data(), bias_.data()});
+            write(s.other, first, count, call_.output);
         });
     }
 
     void backward() const {
         Room gradients(room(parts_, 2 * width_), 0.0f);
-        in_parallel(parts_, call_.threads, [&](long part) {
-            Room input(room(kTogether, width_)), given(input.size());
+        in_parallel(parts_, call_.threads, [&] { return Scratch(width_); }, [&](long part, Scratch& s) {
             const long first = part * kTogether, count = std::min(kTogether, call_.rows - first);
-            read(call_.input, first, count, input);
-            read(call_.given, first, count, given);
+            read(call_.input, first, count, s.input);
+            read(call_.given, first, count, s.other);
             float* to = gradients.data() + part * 2 * width_;
-            normalise_backward(input.data(), given.data(), count, units_, weight_.data(), to, to + width_);
-            write(given, first, count, call_.input_gradient);
+            normalise_backward(s.input.data(), s.other.data(), count, units_, weight_.data(), to, to + width_);
+            write(s.other, first, count, call_.input_gradient);
         });
         for (long unit = 0; unit < units_; ++unit) {
             float weight = 0.0f, bias = 0.0f;
@@ -63,6 +61,11 @@ class LastNorm {
 
   private:
     static constexpr long kTogether = 256;
+
+    struct Scratch {
+        explicit Scratch(long width) : input(room(kTogether, width)), other(input.size()) {}
+        Room input, other;
+    };
 
     void read(const float* from, long first, long count, Room& to) const {
         for (long row = 0; row < count; ++row) {

@@ -25,10 +25,13 @@ inline Vector load(const float* at) { return *reinterpret_cast<const Vector*>(at
 inline void store(float* at, Vector value) { *reinterpret_cast<Vector*>(at) = value; }
 inline Vector all(float value) { return value - Vector{}; }
 
+// By halves: the order of additions is fixed, and they do not wait for one another.
 inline float sum(Vector value) {
-    float total = 0.0f;
-    for (long lane = 0; lane < kLanes; ++lane) total += value[lane];
-    return total;
+    float lanes[kLanes];
+    store(lanes, value);
+    for (long half = kLanes / 2; half > 0; half /= 2)
+        for (long lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    return lanes[0];
 }
 
 inline float largest(Vector value) {
