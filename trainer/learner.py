@@ -7,8 +7,10 @@ settings, those micro-batches and its beginning, on CPU to the byte (I9). Shapes
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,15 +26,28 @@ from stream.examples import ClickExample, Example, SlateExample
 from trainer.baselines import Events, Popular
 from trainer.batch import Stretch, by_length, coalesce, collate, weighted
 from trainer.exposure import Exposure
+from trainer.flood import Flood, Let, Reason
+from trainer.guard import Guard
 from trainer.prequential import MISS, Prequential
 from trainer.replay import Replay
 from trainer.settings import TrainerSettings
 from trainer.slates import collate_slates
-from trainer.step import Micro, Step, Stepped
+from trainer.step import Fault, Micro, Step, Stepped
 from trainer.weights import Weigher, Weights
 
 REPLAYED_ITEMS_PER_POSITION = 2
 """Items kept per replayed user, in multiples of what the network can read."""
+
+
+Mode = Literal["normal", "wary"]
+"""`wary`: a loss far above the usual is refused at once. So are examples met again that led to a roll-back."""
+
+
+class Refused(NamedTuple):
+    """An example that changed no weight, and why."""
+
+    example: Example
+    fault: Fault
 
 
 class Learnt(NamedTuple):
@@ -40,8 +55,13 @@ class Learnt(NamedTuple):
 
     stepped: Stepped
     weights: Weights
-    refused: list[Example]
-    """Examples whose loss or gradient is not finite: they changed no weight."""
+    refused: list[Refused]
+    z_score: float
+    """How far the loss stood above the usual (trainer/guard.py)."""
+    flooded: Counter[Reason]
+    """Examples beyond what one user or item may teach (trainer/flood.py)."""
+    trained: int
+    """Examples that were learnt."""
 
 
 class Lesson(NamedTuple):
@@ -74,6 +94,8 @@ class Learner:
         self.replay = Replay(trainer.replay_users, REPLAYED_ITEMS_PER_POSITION * model.max_length)
         self.weigher = Weigher(trainer)
         self.exposure = Exposure(trainer.weight_window)
+        self.guard = Guard()
+        self.flood = Flood()
         self.examples_trained = 0
         self.trained_through_ms: int | None = None
         self.trained_through_arrival_ms: int | None = None
@@ -92,15 +114,18 @@ class Learner:
         self.prequential = Prequential(self.settings, capacity=catalogue.capacity)
         self._step = Step(network, self.optimiser, self.settings)
 
-    def learn(self, examples: Sequence[Example]) -> Learnt:
+    def learn(self, examples: Sequence[Example], *, mode: Mode = "normal") -> Learnt:
         """One micro-batch.
 
+        0. What a user or an item has too many of in the window is left out altogether.
         1. Every click is predicted, by the network and the baselines, before anything learns from it.
         2. New items get rows; the baselines and the popularity counts learn.
         3. Clicks are weighed and stand beside replayed sequences; slates become pairs.
-        4. One optimiser step; where it would not be finite, one for each part of the micro-batch that is.
+        4. One optimiser step; where it is refused, one for each part of the micro-batch that is not.
         5. The sequences are remembered for replay.
         """
+        # 0.
+        examples, flooded = self._let(examples)
         clicks = [example for example in examples if isinstance(example, ClickExample)]
         slates = [example for example in examples if isinstance(example, SlateExample)]
         # 1.
@@ -114,12 +139,36 @@ class Learner:
         replayed = self._replayed(len({click.user_id for click in clicks}))
         # 4.
         lesson = Lesson(clicks, weights.weight_N, slates)
-        stepped = self.step(self._micro(lesson, replayed))
-        refused = self._learn_parts(lesson) if stepped.refused else []
+        stepped = self.step(self._micro(lesson, replayed), ceiling=self._ceiling(lesson, mode))
+        refused = [] if stepped.fault is None else self._learn_parts(lesson, mode)
+        z_score = self._watch(stepped, lesson)
         # 5.
-        self._remember(clicks, weights, but=refused)
-        self._count(examples, clicks)
-        return Learnt(stepped, weights, refused)
+        self._remember(clicks, weights, but=[one.example for one in refused])
+        self._count(clicks, trained=len(examples) - len(refused))
+        return Learnt(stepped, weights, refused, z_score, flooded, len(examples) - len(refused))
+
+    def _let(self, examples: Sequence[Example]) -> Let:
+        window = self.settings.flood_window
+        return self.flood.let(
+            examples,
+            window=window,
+            per_user=max(1, round(self.settings.user_flood_share * window)),
+            per_item=max(1, round(self.settings.item_flood_share * window)),
+        )
+
+    def _ceiling(self, lesson: Lesson, mode: Mode) -> float:
+        if mode == "normal":
+            return math.inf
+        return self.guard.ceiling(self.settings.spike_z_score, examples=lesson.size)
+
+    def _watch(self, stepped: Stepped, lesson: Lesson) -> float:
+        """The z-score of the step; a spike is not remembered as usual, nor is a step that learnt nothing."""
+        if stepped.fault is not None or stepped.loss == 0.0:
+            return 0.0
+        z_score = self.guard.z_score(stepped.loss, examples=lesson.size)
+        if z_score <= self.settings.spike_z_score:
+            self.guard.remember(stepped.loss, examples=lesson.size)
+        return z_score
 
     def _micro(self, lesson: Lesson, replayed: Sequence[Stretch]) -> Micro:
         max_length = self.network.settings.max_length
@@ -130,14 +179,16 @@ class Learner:
             collate_slates(lesson.slates, self.catalogue.rows_of, weigher=self.weigher, max_length=max_length),
         )
 
-    def _learn_parts(self, lesson: Lesson) -> list[Example]:
+    def _learn_parts(self, lesson: Lesson, mode: Mode) -> list[Refused]:
         """Learns the halves of what was refused, and theirs, and gives back the single examples that are at fault."""
-        if lesson.size == 1:
-            return [*lesson.clicks, *lesson.slates]
-        refused: list[Example] = []
-        for half in lesson.halves():
-            if half.size and self.step(self._micro(half, ())).refused:
-                refused += self._learn_parts(half)
+        refused: list[Refused] = []
+        for half in lesson.halves() if lesson.size > 1 else (lesson,):
+            fault = self.step(self._micro(half, ()), ceiling=self._ceiling(half, mode)).fault if half.size else None
+            if fault is not None and half.size == 1:
+                refused += [Refused(click, fault) for click in half.clicks]
+                refused += [Refused(slate, fault) for slate in half.slates]
+            elif fault is not None:
+                refused += self._learn_parts(half, mode)
         return refused
 
     def _remember(self, clicks: Sequence[ClickExample], weights: Weights, *, but: Sequence[Example]) -> None:
@@ -152,11 +203,11 @@ class Learner:
         count = round(self.settings.replay_share * users)
         return [self.readable(stretch) for stretch in self.replay.draw(count, rng=self.rng)]
 
-    def step(self, micro: Micro) -> Stepped:
+    def step(self, micro: Micro, *, ceiling: float = math.inf) -> Stepped:
         """One optimiser step on what is ready; rows of all its items exist."""
         if len(self.catalogue) == 0:
             return Stepped(0.0, 0.0)
-        return self._step(micro, sampler=self._sampler(), size=self.catalogue.size, rng=self.rng)
+        return self._step(micro, sampler=self._sampler(), size=self.catalogue.size, rng=self.rng, ceiling=ceiling)
 
     def _sampler(self) -> Sampler:
         row_N = self.catalogue.live_rows()
@@ -237,8 +288,8 @@ class Learner:
         weights = (0.0,) * (len(stretch.items) - len(stretch.weights)) + stretch.weights
         return Stretch(stretch.items[window], weights[window])
 
-    def _count(self, examples: Sequence[Example], clicks: Sequence[ClickExample]) -> None:
-        self.examples_trained += len(examples)
+    def _count(self, clicks: Sequence[ClickExample], *, trained: int) -> None:
+        self.examples_trained += trained
         for click in clicks:
             self.trained_through_ms = max(click.timestamp_ms, self.trained_through_ms or 0)
             self.trained_through_arrival_ms = max(click.arrived_at_ms, self.trained_through_arrival_ms or 0)

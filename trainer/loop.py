@@ -7,6 +7,9 @@ The numbered cut:
 3. What cannot be read or learnt goes to the dead letters.
 4. When it is time, the dead letters are acknowledged, and the learner is published with the cut behind 1 (publish.py).
 
+Where losses spike again and again, nothing more is published; the learner goes back to the last good checkpoint and
+reads again what came after it, and what spikes then never reaches the weights (`_watch`, trainer/guard.py).
+
 Killed anywhere, the next trainer resumes from the newest whole checkpoint: what was learnt after it is forgotten with
 the weights that had learnt it, and read and learnt again.
 """
@@ -33,14 +36,24 @@ from stream.topics import DEAD_LETTER_SUFFIX
 from trainer import metrics
 from trainer.cut import Cut
 from trainer.examples import ExampleReader, Patience, Read, newest_announcement
-from trainer.learner import Learner
+from trainer.guard import Run
+from trainer.learner import Learner, Learnt
 from trainer.lock import only_trainer
 from trainer.publish import OnPublished, announce, new_lineage, next_version, prune_lineage, write
 from trainer.settings import TrainerSettings
 from trainer.state import Resumed, resume
+from trainer.step import Fault
 
 FAR_BEHIND_BATCHES = 10
 """Lag, in full micro-batches, from which on catching up is worth a line in the log."""
+GOOD_WHILE_BATCHES = 200
+"""Micro-batches after a roll-back, without another, after which it is forgotten."""
+MAX_ROLLBACKS = 3
+"""Roll-backs in close succession after which what spikes is taken for the new usual: the world has changed."""
+FAULTS: dict[Fault, str] = {
+    "not_finite": "its loss or gradient is not finite",
+    "spike": "it belongs to what made the loss spike, and its own loss lies far above the usual",
+}
 
 _log = structlog.get_logger()
 
@@ -94,6 +107,10 @@ class TrainerLoop:
         self._on_published = on_published
         self._boundaries: list[dict[int, int]] = []
         self._announced_here: set[tuple[str, int]] = set()
+        self._run = Run()
+        self._wary_until: dict[int, int] = {}
+        self._rollbacks = 0
+        self._batches_since_rollback = 0
         self._published_at = time.monotonic()
 
     def start(self, announcement: ModelAnnouncement | None) -> None:
@@ -102,8 +119,7 @@ class TrainerLoop:
             self._place.checkpoints / announcement.lineage, on_broken=self._report_broken
         )
         if not found:
-            learner = Learner(self._place.model, self._place.trainer, device=device_of(self._place.trainer))
-            self._go_on(new_lineage(), Resumed(learner, Cut()))
+            self._go_on(new_lineage(), self._beginning())
             return
         self._resume(found)
         if announcement is not None and announcement.version != found.manifest.version:
@@ -128,9 +144,10 @@ class TrainerLoop:
             self.publish_if_learnt()
 
     def publish_if_learnt(self) -> None:
-        """Publishes the cut behind the last micro-batch, unless nothing was learnt since the last time."""
+        """Publishes the cut behind the last micro-batch, unless nothing was learnt since or the loss spikes."""
         self._published_at = time.monotonic()
-        if not self._boundaries:
+        metrics.PUBLICATION_HELD.set(self._run.is_open)
+        if not self._boundaries or self._run.is_open:
             return
         self._sender.flush()
         root = self._place.checkpoints
@@ -147,16 +164,56 @@ class TrainerLoop:
 
     def _learn(self, read: Read) -> None:
         began = time.perf_counter()
-        learnt = self.learner.learn(read.examples)
-        for example in learnt.refused:
-            error = UnreadableError("not_finite", "its loss or gradient is not finite")
-            self._set_aside(read.records[example.id], error)
+        learnt = self.learner.learn(read.examples, mode="wary" if self._wary_until else "normal")
+        for example, fault in learnt.refused:
+            self._set_aside(read.records[example.id], UnreadableError(fault, FAULTS[fault]))
         self._boundaries.append(self._reader.cut.offsets)
-        metrics.observe_micro_batch(self.learner, learnt, examples=len(read.examples))
+        metrics.observe_micro_batch(self.learner, learnt)
         metrics.STEP_SECONDS.observe(time.perf_counter() - began)
         lag = self._reader.lag()
         if lag > FAR_BEHIND_BATCHES * self._place.trainer.max_batch:
             _log.info("catching up at full micro-batches", lag=lag)
+        self._watch(learnt)
+
+    def _watch(self, learnt: Learnt) -> None:
+        """Counts spikes; wary until everything that led to a roll-back was read again."""
+        settings, read = self._place.trainer, self._reader.cut.offsets
+        self._wary_until = {part: end for part, end in self._wary_until.items() if read.get(part, 0) < end}
+        spike = learnt.z_score > settings.spike_z_score
+        self._run.observe(spike=spike)
+        self._batches_since_rollback += 1
+        if spike:
+            metrics.SPIKES.inc()
+            _log.warning("the loss spikes; nothing is published meanwhile", loss=learnt.stepped.loss, z=learnt.z_score)
+        if self._run.spikes >= settings.spikes:
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """To the last good cut of this lineage; what came after it is read again, and spikes are refused then."""
+        self._rollbacks = self._rollbacks + 1 if self._batches_since_rollback < GOOD_WHILE_BATCHES else 1
+        self._batches_since_rollback = 0
+        suspected, lineage = self._reader.cut.offsets, self.lineage
+        good = newest_checkpoint(self._place.checkpoints / lineage, on_broken=self._report_broken)
+        if good is None:
+            self._go_on(lineage, self._beginning())
+        else:
+            self._resume(good)
+        if self._rollbacks > MAX_ROLLBACKS:
+            self.learner.guard.begin_anew()
+            self._rollbacks = 0
+            _log.error("the loss stays high after every roll-back: taken for the new usual", lineage=lineage)
+        else:
+            self._wary_until = suspected
+        metrics.ROLLBACKS.labels("divergence").inc()
+        _log.error(
+            "learning diverged: rolled back to the last good checkpoint",
+            lineage=lineage,
+            version=good and good.manifest.version,
+            examples_trained=self.learner.examples_trained,
+        )
+
+    def _beginning(self) -> Resumed:
+        return Resumed(Learner(self._place.model, self._place.trainer, device=device_of(self._place.trainer)), Cut())
 
     def _set_aside(self, record: ConsumerRecord, error: UnreadableError) -> None:
         """Sends the record to the dead letters; acknowledged before the next checkpoint says that it was read."""
@@ -193,6 +250,7 @@ class TrainerLoop:
         self.learner = resumed.learner
         self._reader.resume(resumed.cut)
         self._boundaries.clear()
+        self._run, self._wary_until = Run(), {}
         _log.info("learning", lineage=lineage, examples_trained=self.learner.examples_trained)
 
     def _announce(self, written: WrittenCheckpoint) -> None:

@@ -10,7 +10,8 @@ from trainer.prequential import RANKERS
 EXAMPLES_TRAINED = Counter("sasrec_examples_trained_total", "Examples that changed the model.")
 EXAMPLES_DROPPED = Counter(
     "sasrec_examples_dropped_total",
-    "Examples that changed nothing: repeats, unreadable or not finite ones, clicks of an invalid propensity.",
+    "Examples that changed nothing: repeats, unreadable or not finite ones, those that made the loss spike, those "
+    "beyond what one user or one item may teach, clicks of an invalid propensity.",
     ["reason"],
 )
 PREQUENTIAL_HR10 = Gauge(
@@ -18,6 +19,14 @@ PREQUENTIAL_HR10 = Gauge(
 )
 PREQUENTIAL_NDCG10 = Gauge("sasrec_prequential_ndcg10", "NDCG@10 of the ranker over the last clicks.", ["ranker"])
 LOSS = Gauge("sasrec_loss", "Training loss of the last micro-batch.")
+LOSS_Z_SCORE = Gauge(
+    "sasrec_loss_z_score", "Robust standard deviations by which the last loss stood above those before it."
+)
+SPIKES = Counter("sasrec_loss_spikes_total", "Micro-batches whose loss stood far above those before it.")
+PUBLICATION_HELD = Gauge("sasrec_publication_held", "1 while nothing is published because the loss spikes.")
+ROLLBACKS = Counter(
+    "sasrec_rollbacks_total", "Times that learning or serving went back to an earlier model by itself.", ["reason"]
+)
 STEP_SECONDS = Histogram(
     "sasrec_step_seconds",
     "From a micro-batch in hand to the weights changed by it, in seconds.",
@@ -39,9 +48,12 @@ TRAINED_THROUGH_ARRIVAL = Gauge(
 )
 
 
-def observe_micro_batch(learner: Learner, learnt: Learnt, *, examples: int) -> None:
+def observe_micro_batch(learner: Learner, learnt: Learnt) -> None:
     """Shows what a micro-batch did."""
-    EXAMPLES_TRAINED.inc(examples - len(learnt.refused))
+    EXAMPLES_TRAINED.inc(learnt.trained)
+    for reason, count in learnt.flooded.items():
+        EXAMPLES_DROPPED.labels(reason).inc(count)
+    LOSS_Z_SCORE.set(learnt.z_score)
     CLICKS_WITHOUT_PROPENSITY.inc(learnt.weights.outcomes["unknown"] + learnt.weights.outcomes["invalid"])
     EXAMPLES_DROPPED.labels("propensity").inc(learnt.weights.outcomes["invalid"])
     LOSS.set(learnt.stepped.loss)

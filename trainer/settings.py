@@ -57,6 +57,16 @@ class TrainerSettings(Section):
     """Where several clicks of one user are learnt as one sequence, each sees at least this many of the items before
     it, or all if there are fewer; from `model.max_length` on, every click sees all that the network can read.
     """
+    spike_z_score: Annotated[float, Field(ge=3.0)] = 10.0
+    """A micro-batch whose loss lies so many robust standard deviations above the last ones is a spike."""
+    spikes: Annotated[int, Field(ge=2)] = 3
+    """Spikes in close succession that lead back to the last good checkpoint; from the first on nothing is published."""
+    flood_window: Annotated[int, Field(ge=1)] = 10_000
+    """Examples of a window in which a single user and a single item are bounded."""
+    user_flood_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Largest share of the window's examples that one user may teach; what is beyond is counted and left out."""
+    item_flood_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Largest share of the window's examples that may be clicks on one item."""
     replay_share: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
     """Replayed users per user of a micro-batch."""
     replay_users: Annotated[int, Field(ge=0)] = 20_000

@@ -24,6 +24,8 @@ from model.checkpoint import (
 from model.sasrec import SASRec
 from trainer.cut import Cut
 from trainer.exposure import Exposure
+from trainer.flood import Flood
+from trainer.guard import Guard
 from trainer.learner import Learner
 from trainer.replay import Replay
 from trainer.settings import TrainerSettings
@@ -43,6 +45,8 @@ class TrainerDocument(msgspec.Struct, frozen=True, kw_only=True):
     random_state: bytes
     replay: Replay
     exposure: Exposure
+    guard: Guard = msgspec.field(default_factory=Guard)
+    flood: Flood = msgspec.field(default_factory=Flood)
 
 
 class Resumed(NamedTuple):
@@ -69,6 +73,8 @@ def documents_of(learner: Learner, cut: Cut, boundaries: tuple[dict[int, int], .
         random_state=learner.random_state(),
         replay=learner.replay,
         exposure=learner.exposure,
+        guard=learner.guard,
+        flood=learner.flood,
     )
     return {CATALOGUE: learner.catalogue.to_document(), TRAINER: msgspec.msgpack.encode(document)}
 
@@ -120,6 +126,7 @@ def _restore_tensors(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
 def _restore_document(learner: Learner, document: TrainerDocument) -> None:
     learner.restore_random_state(document.random_state)
     learner.replay = document.replay.bounded(max_users=learner.replay.max_users, max_items=learner.replay.max_items)
+    learner.guard, learner.flood = document.guard, document.flood
     learner.exposure = msgspec.structs.replace(document.exposure, window=learner.exposure.window)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -44,16 +44,23 @@ class Micro(NamedTuple):
     slates: Slates | None
 
 
+Fault = Literal["not_finite", "spike"]
+
+
 class Stepped(NamedTuple):
-    """How a step went. A loss or a norm that is not finite means that no weight was changed."""
+    """How a step went. A fault means that no weight was changed."""
 
     loss: float
     gradient_norm: float
+    ceiling: float = math.inf
+    """The largest loss that may change the weights."""
 
     @property
-    def refused(self) -> bool:
-        """Whether the weights stayed as they were."""
-        return not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm))
+    def fault(self) -> Fault | None:
+        """Why the weights stayed as they were, if they did."""
+        if not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm)):
+            return "not_finite"
+        return "spike" if self.loss > self.ceiling else None
 
 
 class Step:
@@ -64,17 +71,19 @@ class Step:
         self._optimiser = optimiser
         self._settings = settings
 
-    def __call__(self, micro: Micro, *, sampler: Sampler, size: int, rng: np.random.Generator) -> Stepped:
-        """Learns the micro-batch, or nothing of it."""
+    def __call__(
+        self, micro: Micro, *, sampler: Sampler, size: int, rng: np.random.Generator, ceiling: float = math.inf
+    ) -> Stepped:
+        """Learns the micro-batch, or nothing of it where its loss is not finite or lies above the ceiling."""
         loss = self._against_catalogue(micro.groups, sampler=sampler, size=size, rng=rng)
         if micro.slates is not None:
             loss = loss + self._settings.in_slate_weight * self._inside_slates(micro.slates, rng)
         value = float(loss.detach())
-        if not math.isfinite(value) or not loss.requires_grad:
+        if not math.isfinite(value) or value > ceiling or not loss.requires_grad:
             self._model.zero_grad(set_to_none=True)
-            return Stepped(value, 0.0)
+            return Stepped(value, 0.0, ceiling)
         torch.autograd.backward(loss)
-        return Stepped(value, self._optimiser.step())
+        return Stepped(value, self._optimiser.step(), ceiling)
 
     def _against_catalogue(
         self, groups: Sequence[Group], *, sampler: Sampler, size: int, rng: np.random.Generator

@@ -152,9 +152,51 @@ def test_examples_that_are_not_finite_are_given_back_and_all_others_are_learnt()
 
     poison = [example for example in examples[30:] if example.user_id == "user-3" and example.context]
     assert poison
-    assert sorted(learnt.refused, key=lambda one: one.id) == poison
+    assert sorted((one.example for one in learnt.refused), key=lambda one: one.id) == poison
+    assert {one.fault for one in learnt.refused} == {"not_finite"}
     assert learner.optimiser.steps > before
     assert all(bool(torch.isfinite(weight).all()) for weight in learner.network.parameters())
+
+
+class LoudWeigher(Weigher):
+    """Gives the clicks of one user a weight that makes the loss spike; finite, so that every step would take it."""
+
+    def weigh(self, clicks: Sequence[ClickExample], *, exposure: Exposure) -> Weights:
+        weights = super().weigh(clicks, exposure=exposure)
+        loud_N = np.array([click.user_id == "user-3" for click in clicks], dtype=np.bool_)
+        return weights._replace(weight_N=np.where(loud_N, 1e6, weights.weight_N))
+
+
+def test_a_spike_is_noticed_and_a_wary_learner_refuses_exactly_what_makes_it() -> None:
+    examples = clicks(1_060, users=5)
+    learner = Learner(MODEL, TRAINER.model_copy(update={"replay_share": 0.0}))
+    quiet = [learner.learn(batch).z_score for batch in in_batches(examples[:1_000], 20)]
+    learner.weigher = LoudWeigher(TRAINER)
+    loud = [one for one in examples[1_030:] if one.user_id == "user-3"]
+
+    noticed = learner.learn(examples[1_000:1_030])
+    learnt = learner.learn(examples[1_030:], mode="wary")
+
+    assert max(quiet) <= TRAINER.spike_z_score < noticed.z_score
+    assert loud
+    assert [one.example for one in learnt.refused] == loud
+    assert {one.fault for one in learnt.refused} == {"spike"}
+    assert learnt.trained == 30 - len(loud)
+
+
+def test_a_bot_teaches_no_more_than_its_share_of_a_window_and_everybody_else_all() -> None:
+    learner = Learner(MODEL, TRAINER.model_copy(update={"flood_window": 100, "user_flood_share": 0.1}))
+    crowd = clicks(60, users=12)
+    bot = [
+        click(ExampleId("impressions", 0, place, 0), "bot", ["item-1", "item-2"], f"item-{place}")
+        for place in range(3, 30)
+    ]
+
+    learnt = learner.learn([*crowd, *bot])
+
+    assert learnt.flooded == {"user_flood": 27 - 10}
+    assert learnt.trained == learner.examples_trained == 70
+    assert int(learner.catalogue.click_counts().sum()) == 70
 
 
 def test_new_items_find_room_when_the_table_is_full_and_inherit_nothing() -> None:

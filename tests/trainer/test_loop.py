@@ -13,25 +13,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from model.checkpoint import BrokenCheckpointError, newest_checkpoint, read_serving
 from stream.clients import consumer, producer
 from stream.dead_letters import EXCEPTION
 from stream.events import ModelAnnouncement
-from stream.examples import ClickExample
+from stream.examples import ClickExample, ExampleId, decode_example
 from stream.settings import KafkaSettings
 from stream.topics import DEAD_LETTER_SUFFIX, EXAMPLES
-from tests.trainer.clicks import clicks, in_batches, send, send_with
+from tests.trainer.clicks import click, clicks, in_batches, send, send_with
 from tests.trainer.doomed_trainer import MODEL, TRAINER
 from trainer.cut import Cut
 from trainer.examples import newest_announcement, partitions_of
+from trainer.exposure import Exposure
 from trainer.learner import Learner
 from trainer.lock import LOCK_FILE
 from trainer.loop import run_trainer
 from trainer.publish import announce, new_lineage, write
 from trainer.state import read_cut
+from trainer.weights import Weigher, Weights
 
 pytestmark = pytest.mark.broker
 
@@ -63,6 +67,10 @@ def running(kafka: KafkaSettings, checkpoints: Path) -> Iterator[list[ModelAnnou
 
 def trained(published: list[ModelAnnouncement], count: int) -> Callable[[], bool]:
     return lambda: bool(published) and published[-1].examples_trained >= count
+
+
+def spikes_beyond(count: float) -> Callable[[], bool]:
+    return lambda: counted("sasrec_loss_spikes_total") > count
 
 
 def test_what_is_sent_is_learnt_published_and_announced(kafka: KafkaSettings, tmp_path: Path, wait_until: Wait) -> None:
@@ -153,6 +161,47 @@ def test_what_cannot_be_read_goes_to_the_dead_letters_and_the_rest_is_learnt(
     assert {letter.partition for letter in letters} == {1}
 
 
+class PoisonedWeigher(Weigher):
+    """Gives one user's clicks weights under which the loss explodes, but stays finite."""
+
+    def weigh(self, clicks: Sequence[ClickExample], *, exposure: Exposure) -> Weights:
+        weights = super().weigh(clicks, exposure=exposure)
+        poisoned_N = np.array([click.user_id == "poison" for click in clicks], dtype=np.bool_)
+        return weights._replace(weight_N=np.where(poisoned_N, 1e6, weights.weight_N))
+
+
+def test_repeated_spikes_lead_back_to_the_last_good_cut_and_the_poison_is_set_aside(
+    kafka: KafkaSettings, tmp_path: Path, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.state.Weigher", PoisonedWeigher)
+    monkeypatch.setattr("trainer.learner.Weigher", PoisonedWeigher)
+    examples = clicks(2_800, partitions=2)
+    before = counted("sasrec_rollbacks_total", reason="divergence")
+    with running(kafka, tmp_path) as published:
+        for batch in in_batches(examples[:2_400], 200):
+            send(kafka, batch)
+        wait_until(trained(published, 2_400))
+        good = published[-1]
+        poison = [
+            click(ExampleId("impressions", 0, place, 0), "poison", ["item-1"], f"item-{place % 30}")
+            for place in range(30)
+        ]
+        for batch in in_batches(poison, 10):
+            spiked = spikes_beyond(counted("sasrec_loss_spikes_total"))
+            send(kafka, batch)
+            wait_until(spiked)
+        wait_until(lambda: len(dead_letters(kafka)) >= len(poison))
+        send(kafka, examples[2_400:])
+        wait_until(trained(published, 2_800))
+
+    letters = dead_letters(kafka)
+    assert {decode_example(letter.value).user_id for letter in letters} == {"poison"}
+    assert {dict(letter.headers)[EXCEPTION] for letter in letters} == {b"spike"}
+    assert published[-1].examples_trained == 2_800
+    assert published[-1].lineage == good.lineage
+    assert counted("sasrec_rollbacks_total", reason="divergence") == before + 1
+
+
 def test_a_second_trainer_in_the_same_folder_is_refused(kafka: KafkaSettings, tmp_path: Path, wait_until: Wait) -> None:
     send(kafka, clicks(20))
 
@@ -228,6 +277,10 @@ def dead_letters(kafka: KafkaSettings) -> list[Any]:
         while any(reader.position(partition) < end for partition, end in ends.items()):
             found += (record for records in reader.poll(timeout_ms=200).values() for record in records)
     return found
+
+
+def counted(metric: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(metric, labels) or 0.0
 
 
 def counted_clicks(checkpoint: Path) -> Counter[str]:
