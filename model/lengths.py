@@ -40,14 +40,11 @@ class Packed(NamedTuple):
         return torch.from_numpy(np.flatnonzero(from_end_P <= np.repeat(self.last_B, self.length_B)))
 
 
-def packed(rows_BT: Int[Tensor, "B T"], *, last: int | None = None) -> Packed:
-    """Sequences without their padding, wherever it stands; what stands in the `last` slots comes out, or all."""
+def packed(rows_BT: Int[Tensor, "B T"]) -> Packed:
+    """Sequences without their padding, wherever it stands; all positions come out."""
     is_item_BT = rows_BT != PADDING
-    length_B, last_B = (
-        is_item_BT[:, slots].sum(dim=1).cpu().numpy()
-        for slots in (slice(None), slice(-(last or rows_BT.shape[1]), None))
-    )
-    return Packed(rows_BT[is_item_BT], length_B, last_B)
+    length_B = is_item_BT.sum(dim=1).cpu().numpy()
+    return Packed(rows_BT[is_item_BT], length_B, length_B)
 
 
 def length_groups(

@@ -152,13 +152,29 @@ class SASRec(nn.Module):
     ) -> Float[Tensor, "B S D"]:
         """Hidden states, to be multiplied with the item table: of every slot, or only of the `last` S.
 
-        Sequences may be padded on either side or between; padded slots stay zero. Dropout only with `rng`.
+        Sequences may be padded on either side or between; padded slots are zero. Dropout only with `rng`.
         """
-        wanted_BS = (rows_BT != PADDING)[:, -(last or rows_BT.shape[1]) :]
-        hidden_QD = self.encode(packed(rows_BT, last=last), rng=rng)
-        hidden_BSD = hidden_QD.new_zeros(*wanted_BS.shape, self.settings.units)
-        hidden_BSD[wanted_BS] = hidden_QD
-        return hidden_BSD
+        slots = last or rows_BT.shape[1]
+        wanted_BT = torch.zeros_like(rows_BT, dtype=torch.bool)
+        wanted_BT[:, rows_BT.shape[1] - slots :] = True
+        return self.states_at(rows_BT, wanted_BT, rng=rng).view(len(rows_BT), slots, self.settings.units)
+
+    def states_at(
+        self, rows_BT: Int[Tensor, "B T"], wanted_BT: Bool[Tensor, "B T"], *, rng: np.random.Generator | None = None
+    ) -> Float[Tensor, "P D"]:
+        """Hidden states at the wanted slots, row by row; zero at padded ones.
+
+        Of each sequence the last block computes the first wanted position and those after it.
+        """
+        is_item_BT = rows_BT != PADDING
+        comes_out_BT = is_item_BT & (wanted_BT.cumsum(dim=1) > 0)
+        length_B, last_B = (slots_BT.sum(dim=1).cpu().numpy() for slots_BT in (is_item_BT, comes_out_BT))
+        hidden_QD = self.encode(Packed(rows_BT[is_item_BT], length_B, last_B), rng=rng)
+        if torch.equal(wanted_BT, comes_out_BT):
+            return hidden_QD
+        hidden_PD = hidden_QD.new_zeros(int(wanted_BT.sum()), self.settings.units)
+        hidden_PD[is_item_BT[wanted_BT]] = hidden_QD[wanted_BT[comes_out_BT]]
+        return hidden_PD
 
     def encode(self, sequences: Packed, *, rng: np.random.Generator | None = None) -> Float[Tensor, "Q D"]:
         """Hidden states of the last positions of each sequence, one sequence after another.

@@ -36,7 +36,7 @@ class Stretch(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Sequences of similar length as tensors, padded on the left."""
+    """Sequences as tensors, padded on the left."""
 
     row_BT: Int[Tensor, "B T"]
     target_BT: Int[Tensor, "B T"]
@@ -94,13 +94,12 @@ def weighted(chain: Chain, weight_N: Float[np.ndarray, " N"]) -> Stretch:
 
 
 def collate(stretches: Iterable[Stretch], rows_of: Callable[[Sequence[str]], np.ndarray]) -> list[Group]:
-    """Tensors, shortest first, so that short sequences do not pay for long ones.
+    """One group of tensors, or none: the network drops their padding before it computes.
 
     Positions without weight are no targets: what teaches nothing costs nothing.
     """
     known = [stretch for stretch in stretches if len(stretch.items) > 1]
-    groups = length_groups(np.array([len(stretch.items) - 1 for stretch in known], dtype=np.int64))
-    return [_group([known[index] for index in group.tolist()], rows_of) for group in groups]
+    return [_group(known, rows_of)] if known else []
 
 
 def _group(stretches: Sequence[Stretch], rows_of: Callable[[Sequence[str]], np.ndarray]) -> Group:

@@ -96,6 +96,12 @@ def test_padding_between_items_moves_nothing(model: SASRec) -> None:
     torch.testing.assert_close(model(torch.tensor([[3, 0, 1, 2, 0]]))[0, [0, 2, 3]], model(ROWS)[0, 2:])
 
 
+def test_states_at_chosen_slots_are_those_of_the_whole(model: SASRec) -> None:
+    wanted = torch.tensor([[True, False, False, True, True], [False, True, False, True, False], [False] * 5])
+
+    torch.testing.assert_close(model.states_at(ROWS, wanted), model(ROWS)[wanted])
+
+
 def test_prediction_is_the_last_position(model: SASRec) -> None:
     torch.testing.assert_close(model.encode_last(ROWS), model(ROWS)[:, -1].detach())
 

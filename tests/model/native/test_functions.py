@@ -93,7 +93,8 @@ def test_any_lengths_come_out_as_by_torch(shapes: list[tuple[int, int]], heads: 
         expected = learnt_by_torch(made, packed, monkeypatch)
 
     for name, found in learnt(made, packed).items():
-        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-4, msg=name)
+        scale = max(1.0, float(expected[name].abs().max()))
+        torch.testing.assert_close(found, expected[name], rtol=0.0, atol=10 * TOLERANCE * scale, msg=name)
 
 
 @pytest.mark.parametrize("of", SETTINGS[4:8], ids=str)
