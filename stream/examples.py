@@ -64,13 +64,15 @@ class ShownItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     source: Source
     seen: bool | None
     clicked: bool
+    clicked_before: bool = False
+    """An earlier example of this slate told of a click on it: in a correction it is neither chosen nor passed over."""
 
 
 class SlateExample(msgspec.Struct, frozen=True, array_like=True, tag="slate", gc=False):
     """A slate whose window is over, or (`correction`) a click on it that came later.
 
-    A correction repeats the slate with only the late item marked as clicked: its pairs are new, the others were
-    learnt already.
+    A correction repeats the slate with only the late item marked as clicked: its pairs with what nobody clicked are
+    new, the others were learnt already.
     """
 
     id: ExampleId

@@ -172,7 +172,8 @@ def served_by_somebody(click: ParkedClick) -> Served:
 
 
 def shown(slate: Slate, clicked: Collection[int]) -> tuple[ShownItem, ...]:
-    """The slots as an example tells them, with those of `clicked` marked."""
+    """The slots as an example tells them, with those of `clicked` marked; other clicks were told before."""
+    before = {click.slot for click in slate.clicks} - set(clicked)
     columns = zip(
         slate.items, _each_position(slate), _each_propensity(slate), _each_kind(slate), slate.sources, strict=True
     )
@@ -185,6 +186,7 @@ def shown(slate: Slate, clicked: Collection[int]) -> tuple[ShownItem, ...]:
             source=SOURCES[source],
             seen=slot in slate.seen if slate.seen else None,
             clicked=slot in clicked,
+            clicked_before=slot in before,
         )
         for slot, (item_id, position, propensity, kind, source) in enumerate(columns)
     )

@@ -41,6 +41,12 @@ CLICKS_WITHOUT_PROPENSITY = Counter(
     "sasrec_clicks_without_propensity_total",
     "Served clicks whose propensity was not logged (estimated here) or was promised and invalid (not learnt from).",
 )
+CLICKS_WEIGHED = Counter(
+    "sasrec_clicks_weighed_total",
+    "Clicks by what is known of how they were served (docs/propensities.md section 4): organic, exact, estimated, "
+    "unknown, fixed or invalid.",
+    ["outcome"],
+)
 CATALOGUE_ITEMS = Gauge("sasrec_catalogue_items", "Items that have a row.")
 TRAINED_THROUGH_ARRIVAL = Gauge(
     "sasrec_trained_through_arrival_seconds",
@@ -55,6 +61,8 @@ def observe_micro_batch(learner: Learner, learnt: Learnt) -> None:
         EXAMPLES_DROPPED.labels(reason).inc(count)
     LOSS_Z_SCORE.set(learnt.z_score)
     CLICKS_WITHOUT_PROPENSITY.inc(learnt.weights.outcomes["unknown"] + learnt.weights.outcomes["invalid"])
+    for outcome, count in learnt.weights.outcomes.items():
+        CLICKS_WEIGHED.labels(outcome).inc(count)
     EXAMPLES_DROPPED.labels("propensity").inc(learnt.weights.outcomes["invalid"])
     LOSS.set(learnt.stepped.loss)
     PROPENSITY_CAP.set(learner.weigher.cap)

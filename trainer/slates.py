@@ -2,7 +2,8 @@
 
 A clicked item is set against what was shown beside it and not clicked: where an impression says which items came into
 view only against those, else against all. A pinned (`fixed`) item takes part like any other; a slate without both a
-clicked and an unclicked item says nothing here. Shapes: S slates, T positions, K slots.
+clicked and an unclicked item says nothing here; what was clicked in an earlier example of the slate is neither.
+Shapes: S slates, T positions, K slots.
 """
 
 from __future__ import annotations
@@ -69,4 +70,4 @@ def _negatives(example: SlateExample) -> list[bool]:
 
 
 def _is_negative(item: ShownItem, *, is_known: bool) -> bool:
-    return not item.clicked and (item.seen is True or not is_known)
+    return not (item.clicked or item.clicked_before) and (item.seen is True or not is_known)

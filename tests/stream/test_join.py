@@ -273,6 +273,30 @@ def test_a_click_after_its_slate_was_closed_corrects_it() -> None:
     assert (state.accounts.items_clicked, state.accounts.items_expired) == (1, 2)
 
 
+def test_a_correction_tells_what_was_clicked_before_so_that_it_is_not_taken_for_passed_over() -> None:
+    _, told = fold_all(
+        [
+            slate("first", "a b c", START_MS),
+            impression("a b c", START_MS + 1_000, request_id="first"),
+            click("a", START_MS + 1_500, request_id="first"),
+            slate("second", "d", START_MS + 2_000, 1),
+            click("b", START_MS + 3_000, 1, request_id="first"),
+        ]
+    )
+
+    closed, correction = (example for example in told if isinstance(example, SlateExample))
+    assert [(item.clicked, item.clicked_before) for item in closed.items] == [
+        (True, False),
+        (False, False),
+        (False, False),
+    ]
+    assert [(item.clicked, item.clicked_before) for item in correction.items] == [
+        (False, True),
+        (True, False),
+        (False, False),
+    ]
+
+
 def test_a_click_waits_for_the_slate_it_names_but_the_sequence_does_not() -> None:
     state, told = fold_all([click("a", START_MS, request_id="s")])
 
