@@ -28,8 +28,10 @@ from trainer.batch import Stretch, by_length, coalesce, collate, weighted
 from trainer.exposure import Exposure
 from trainer.flood import Flood, Let, Reason
 from trainer.guard import Guard
+from trainer.newcomers import neighbours_of, warm_start
 from trainer.prequential import MISS, Prequential
 from trainer.replay import Replay
+from trainer.restraints import restraints_of
 from trainer.settings import TrainerSettings
 from trainer.slates import collate_slates
 from trainer.step import Fault, Micro, Step, Stepped
@@ -91,9 +93,12 @@ class Learner:
     def __init__(self, model: ModelSettings, trainer: TrainerSettings, *, device: str = "cpu") -> None:
         self.settings = trainer
         self.rng = np.random.default_rng(trainer.seed)
-        self.replay = Replay(trainer.replay_users, REPLAYED_ITEMS_PER_POSITION * model.max_length)
+        self.replay = Replay(
+            trainer.replay_users, REPLAYED_ITEMS_PER_POSITION * model.max_length, choice=trainer.replay_choice
+        )
         self.weigher = Weigher(trainer)
         self.exposure = Exposure(trainer.weight_window)
+        self.restraints = restraints_of(trainer, model)
         self.guard = Guard()
         self.flood = Flood()
         self.examples_trained = 0
@@ -112,7 +117,7 @@ class Learner:
             network, learning_rate=self.settings.learning_rate, max_norm=self.settings.gradient_norm
         )
         self.prequential = Prequential(self.settings, capacity=catalogue.capacity)
-        self._step = Step(network, self.optimiser, self.settings)
+        self._step = Step(network, self.optimiser, self.settings, restraints=self.restraints)
 
     def learn(self, examples: Sequence[Example], *, mode: Mode = "normal") -> Learnt:
         """One micro-batch.
@@ -174,9 +179,15 @@ class Learner:
         max_length = self.network.settings.max_length
         chains = coalesce(lesson.clicks, max_length=max_length, min_context=self.settings.min_context)
         stretches = [weighted(chain, lesson.weight_N) for chain in chains]
+        slates = collate_slates(lesson.slates, self.catalogue.rows_of, weigher=self.weigher, max_length=max_length)
+        return self.micro(stretches, replayed)._replace(slates=slates)
+
+    def micro(self, stretches: Sequence[Stretch], replayed: Sequence[Stretch]) -> Micro:
+        """Sequences as tensors; the replayed ones apart only where a restraint looks at them: together is faster."""
+        if not self.restraints:
+            return Micro(collate([*stretches, *replayed], self.catalogue.rows_of), None)
         return Micro(
-            collate([*stretches, *replayed], self.catalogue.rows_of),
-            collate_slates(lesson.slates, self.catalogue.rows_of, weigher=self.weigher, max_length=max_length),
+            collate(stretches, self.catalogue.rows_of), None, replayed=collate(replayed, self.catalogue.rows_of)
         )
 
     def _learn_parts(self, lesson: Lesson, mode: Mode) -> list[Refused]:
@@ -194,14 +205,37 @@ class Learner:
     def _remember(self, clicks: Sequence[ClickExample], weights: Weights, *, but: Sequence[Example]) -> None:
         """What was refused must not come back by replay."""
         refused = {example.id for example in but}
-        for click, weight in zip(clicks, weights.weight_N.tolist(), strict=True):
-            if click.id in refused:
-                continue
-            self.replay.remember(click.user_id, Stretch((*click.context, click.item_id), (weight,)), rng=self.rng)
+        kept = [index for index, click in enumerate(clicks) if click.id not in refused]
+        stretches = [Stretch((*clicks[n].context, clicks[n].item_id), (float(weights.weight_N[n]),)) for n in kept]
+        self.remember([clicks[n].user_id for n in kept], stretches)
+
+    def remember(self, user_ids: Sequence[str], stretches: Sequence[Stretch]) -> None:
+        """Puts sequences where replay finds them."""
+        states = self._states(stretches) if self.replay.choice == "herding" else [None] * len(stretches)
+        for user_id, stretch, state_D in zip(user_ids, stretches, states, strict=True):
+            self.replay.remember(user_id, stretch, rng=self.rng, state_D=state_D)
+
+    def _states(self, stretches: Sequence[Stretch]) -> Sequence[Float[np.ndarray, " D"]]:
+        """What the network makes of each sequence before its last item."""
+        row_BT = np.full((len(stretches), self.network.settings.max_length), PADDING, dtype=np.int64)
+        for row_T, stretch in zip(row_BT, stretches, strict=True):
+            rows = self.catalogue.rows_of(stretch.items[:-1][-len(row_T) :])
+            row_T[len(row_T) - len(rows) :] = rows
+        hidden_BD = self.network.encode_last(torch.from_numpy(row_BT).to(self.network.device))
+        return list(hidden_BD.cpu().numpy())
 
     def _replayed(self, users: int) -> list[Stretch]:
         count = round(self.settings.replay_share * users)
-        return [self.readable(stretch) for stretch in self.replay.draw(count, rng=self.rng)]
+        return self.reminded(count)
+
+    def reminded(self, users: int) -> list[Stretch]:
+        """Of so many replayed users, what the network can read."""
+        return [self.readable(stretch) for stretch in self.replay.draw(users, rng=self.rng)]
+
+    def accept(self) -> None:
+        """From now on the restraints hold to the weights as they are."""
+        for restraint in self.restraints:
+            restraint.accept(self.network, self.optimiser, rows=self.catalogue.size)
 
     def step(self, micro: Micro, *, ceiling: float = math.inf) -> Stepped:
         """One optimiser step on what is ready; rows of all its items exist."""
@@ -217,8 +251,14 @@ class Learner:
             return uniform(row_N)
         return by_popularity(row_N, self.catalogue.recent_click_counts()[row_N], alpha=alpha)
 
-    def admit(self, item_ids: Iterable[str]) -> None:
-        """Gives every item a row; new rows begin afresh in the network, the optimiser and the baselines."""
+    def admit(self, item_ids: Iterable[str], *, sequences: Sequence[Sequence[str]] = ()) -> None:
+        """Gives every item a row; new rows begin afresh in the network, the optimiser and the baselines.
+
+        In the network they begin among their neighbours in `sequences`, unless settings say that they do not.
+        """
+        item_ids = list(item_ids)
+        is_warm = self.settings.new_rows == "neighbours" and len(sequences) > 0
+        new = [item_id for item_id in item_ids if is_warm and self.catalogue.row_of(item_id) == PADDING]
         for item_id in item_ids:
             self.catalogue.admit(item_id)
         fresh = self.catalogue.take_fresh_rows()
@@ -230,9 +270,13 @@ class Learner:
             self.network.reset_rows(fresh, self.rng)
             self.optimiser.reset_rows(fresh)
             self.prequential.forget(fresh)
+            for restraint in self.restraints:
+                restraint.forget(fresh)
+            warm_start(self.network, self.catalogue, neighbours_of(new, sequences))
 
     def _admit(self, clicks: Sequence[ClickExample]) -> None:
-        self.admit(dict.fromkeys(item for click in clicks for item in (*click.context, click.item_id)))
+        sequences = [(*click.context, click.item_id) for click in clicks]
+        self.admit(dict.fromkeys(item for sequence in sequences for item in sequence), sequences=sequences)
         last_N = self.catalogue.rows_of(click.context[-1] if click.context else "" for click in clicks)
         events = Events(last_N[:, None], self.catalogue.rows_of(click.item_id for click in clicks))
         self.catalogue.count_clicks(events.target_N)
@@ -289,7 +333,9 @@ class Learner:
         return Stretch(stretch.items[window], weights[window])
 
     def _count(self, clicks: Sequence[ClickExample], *, trained: int) -> None:
-        self.examples_trained += trained
+        before, self.examples_trained = self.examples_trained, self.examples_trained + trained
+        if before // self.settings.accept_examples < self.examples_trained // self.settings.accept_examples:
+            self.accept()
         for click in clicks:
             self.trained_through_ms = max(click.timestamp_ms, self.trained_through_ms or 0)
             self.trained_through_arrival_ms = max(click.arrived_at_ms, self.trained_through_arrival_ms or 0)

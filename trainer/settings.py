@@ -70,7 +70,21 @@ class TrainerSettings(Section):
     replay_share: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
     """Replayed users per user of a micro-batch."""
     replay_users: Annotated[int, Field(ge=0)] = 20_000
-    """Users whose last sequence is kept for replay: a reservoir, uniform over time."""
+    """Users whose last sequence is kept for replay: a reservoir."""
+    replay_choice: Literal["uniform", "per_item", "herding"] = "uniform"
+    """Who stays in the reservoir: `uniform` over all users there ever were; `per_item`, equally many for every item
+    that sequences end in; `herding`, of these the ones that stand best for all of them.
+    """
+    distillation: Annotated[float, Field(ge=0.0)] = 0.0
+    """What it costs to predict otherwise, on replayed sequences, than the weights accepted last; 0 is nothing."""
+    consolidation: Annotated[float, Field(ge=0.0)] = 0.0
+    """What it costs to move weights that mattered for what was accepted last (elastic weight consolidation); 1: it
+    rests on as many positions as a micro-batch, 0: nothing.
+    """
+    accept_examples: Annotated[int, Field(ge=1)] = 50_000
+    """Examples after which the weights as they are count as accepted, for `distillation` and `consolidation`."""
+    new_rows: Literal["random", "neighbours"] = "random"
+    """Where the row of an item begins that is seen for the first time: near nothing, or among the items beside it."""
     metric_window: Annotated[int, Field(ge=1)] = 10_000
     """Clicks over which the moving prequential metrics are taken."""
     popular_half_life: Annotated[float, Field(gt=0.0)] = 10_000.0

@@ -62,7 +62,8 @@ def tensors_of(learner: Learner) -> dict[str, dict[str, Tensor]]:
     window = {WINDOW + name: torch.from_numpy(array) for name, array in learner.weigher.window._asdict().items()}
     arrays = {PREQUENTIAL + name: torch.from_numpy(array) for name, array in learner.prequential.arrays().items()}
     optimiser = {OPTIMISER + name: tensor for name, tensor in learner.optimiser.tensors(rows=rows).items()}
-    return {MODEL: learner.network.tensors(rows=rows), TRAINER_TENSORS: optimiser | window | arrays}
+    restraints = {one.name + name: tensor for one in learner.restraints for name, tensor in one.tensors().items()}
+    return {MODEL: learner.network.tensors(rows=rows), TRAINER_TENSORS: optimiser | window | arrays | restraints}
 
 
 def documents_of(learner: Learner, cut: Cut, boundaries: tuple[dict[int, int], ...]) -> dict[str, bytes]:
@@ -121,11 +122,15 @@ def _restore_tensors(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     window = {name: tensor.numpy() for name, tensor in _within(tensors, WINDOW).items()}
     learner.weigher = Weigher(learner.settings, window=Evidence(**window))
     learner.prequential.restore({name: tensor.numpy() for name, tensor in _within(tensors, PREQUENTIAL).items()})
+    for restraint in learner.restraints:
+        restraint.load_tensors(_within(tensors, restraint.name))
 
 
 def _restore_document(learner: Learner, document: TrainerDocument) -> None:
     learner.restore_random_state(document.random_state)
-    learner.replay = document.replay.bounded(max_users=learner.replay.max_users, max_items=learner.replay.max_items)
+    learner.replay = document.replay.bounded(
+        max_users=learner.replay.max_users, max_items=learner.replay.max_items, choice=learner.replay.choice
+    )
     learner.guard, learner.flood = document.guard, document.flood
     learner.exposure = msgspec.structs.replace(document.exposure, window=learner.exposure.window)
 

@@ -22,6 +22,7 @@ from model.optimiser import RowAdam
 from model.sasrec import SASRec
 from trainer.against import loss_of, negatives_of
 from trainer.batch import Group
+from trainer.remembering import Restraint, Seen
 from trainer.settings import TrainerSettings
 
 
@@ -42,6 +43,8 @@ class Micro(NamedTuple):
 
     groups: Sequence[Group]
     slates: Slates | None
+    replayed: Sequence[Group] = ()
+    """Sequences that are learnt again, where something is to know that they are; else they stand among `groups`."""
 
 
 Fault = Literal["not_finite", "spike"]
@@ -66,16 +69,24 @@ class Stepped(NamedTuple):
 class Step:
     """Changes the weights of one network; everything random comes from the generator that is passed in."""
 
-    def __init__(self, model: SASRec, optimiser: RowAdam, settings: TrainerSettings) -> None:
+    def __init__(
+        self,
+        model: SASRec,
+        optimiser: RowAdam,
+        settings: TrainerSettings,
+        *,
+        restraints: Sequence[Restraint] = (),
+    ) -> None:
         self._model = model
         self._optimiser = optimiser
         self._settings = settings
+        self._restraints = restraints
 
     def __call__(
         self, micro: Micro, *, sampler: Sampler, size: int, rng: np.random.Generator, ceiling: float = math.inf
     ) -> Stepped:
         """Learns the micro-batch, or nothing of it where its loss is not finite or lies above the ceiling."""
-        loss = self._against_catalogue(micro.groups, sampler=sampler, size=size, rng=rng)
+        loss = self._against_catalogue(micro, sampler=sampler, size=size, rng=rng)
         if micro.slates is not None:
             loss = loss + self._settings.in_slate_weight * self._inside_slates(micro.slates, rng)
         value = float(loss.detach())
@@ -85,11 +96,10 @@ class Step:
         torch.autograd.backward(loss)
         return Stepped(value, self._optimiser.step(), ceiling)
 
-    def _against_catalogue(
-        self, groups: Sequence[Group], *, sampler: Sampler, size: int, rng: np.random.Generator
-    ) -> Tensor:
-        """Term (b): every target position against the catalogue, with its weight."""
-        gathered = [_targets(self._model, group, rng) for group in groups]
+    def _against_catalogue(self, micro: Micro, *, sampler: Sampler, size: int, rng: np.random.Generator) -> Tensor:
+        """Term (b): every target position against the catalogue, with its weight; and what restraints cost."""
+        groups = [*micro.groups, *micro.replayed]
+        gathered = [targets_of(self._model, group, rng) for group in groups]
         if not gathered:
             return torch.zeros((), device=self._model.device)
         hidden_PD, target_P, weight_P = (torch.cat(parts) for parts in zip(*gathered, strict=True))
@@ -105,7 +115,9 @@ class Step:
             else negatives_of(self._settings, groups, target_P=target_P, sampler=sampler, rng=rng),
             log_q_R=None if sampler.cumulative_N is None else self._log_q(sampler),
         )
-        return loss(positions)
+        seen = Seen(positions, groups, micro.replayed)
+        costs = [restraint.cost(self._model, seen, rng=rng) for restraint in self._restraints]
+        return sum((cost for cost in costs if cost is not None), start=loss(positions))
 
     def _log_q(self, sampler: Sampler) -> Tensor:
         return sampler.log_q(rows=self._model.capacity).to(self._model.device)
@@ -123,12 +135,8 @@ class Step:
         )
 
 
-def _targets(model: SASRec, group: Group, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def targets_of(model: SASRec, group: Group, rng: np.random.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden state, target and weight of the positions that have a target; the others are not even computed last."""
     wanted_BT = group.target_BT != PADDING
-    last = int(wanted_BT.shape[1] - wanted_BT.any(dim=0).to(torch.int8).argmax()) if wanted_BT.any() else 1
-    hidden_BSD = model(group.row_BT.to(model.device), last=last, rng=rng)
-    wanted_BS = wanted_BT[:, -last:]
-    target_P = group.target_BT[:, -last:][wanted_BS].to(model.device)
-    weight_P = group.weight_BT[:, -last:][wanted_BS].to(model.device)
-    return hidden_BSD[wanted_BS.to(model.device)], target_P, weight_P
+    hidden_PD = model.states_at(group.row_BT.to(model.device), wanted_BT.to(model.device), rng=rng)
+    return hidden_PD, group.target_BT[wanted_BT].to(model.device), group.weight_BT[wanted_BT].to(model.device)
