@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from deploy.local.settings import AudienceSettings, SupervisorSettings
 from model.settings import ModelSettings, PolicySettings, Section
+from model.store import Place, place_of
 from stream.mapping.settings import MappingSettings
 from stream.settings import KafkaSettings, StreamSettings
 from trainer.settings import GateSettings, RetrainSettings, TrainerSettings
@@ -46,8 +47,10 @@ class ScoringSettings(Section):
     """
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of torch."""
-    checkpoint: Path | None = None
-    """Serve from this checkpoint folder instead of what is announced on `models`."""
+    max_fresh_wait_ms: Annotated[int, Field(ge=0, le=60_000)] = 1_000
+    """How long a request that asks for a click to be known may wait for it, from its arrival, in milliseconds."""
+    checkpoint: str | None = None
+    """Serve from this checkpoint folder, or its URL, instead of what is announced on `models`."""
 
 
 class RegistrySettings(Section):
@@ -62,6 +65,17 @@ class StateSettings(Section):
 
     directory: Path = Path(".run")
     """RocksDB, checkpoints, the registry, the local Kafka, logs."""
+    checkpoints: str | None = None
+    """Where checkpoints are kept: a folder, or an s3://, gs:// or abfs:// URL (extras s3, gcs, azure), the same for
+    every process; `state.directory`/checkpoints where absent.
+    """
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _can_be_reached(cls, checkpoints: str | None) -> str | None:
+        if checkpoints is not None:
+            place_of(checkpoints)
+        return checkpoints
 
 
 class ObserveSettings(Section):
@@ -96,9 +110,9 @@ class Settings(Section):
     audience: AudienceSettings = AudienceSettings()
 
     @property
-    def checkpoints(self) -> Path:
-        """The folder of all lineages."""
-        return self.state.directory / "checkpoints"
+    def checkpoints(self) -> Place:
+        """The folder of all lineages, here or in a store."""
+        return place_of(self.state.checkpoints or self.state.directory / "checkpoints")
 
     @property
     def kafka_directory(self) -> Path:

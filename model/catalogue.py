@@ -242,6 +242,16 @@ class Catalogue:
         if not fits:
             raise ValueError("the changes belong to another catalogue; wait for the next full checkpoint")
 
+    def copy(self) -> Catalogue:
+        """The same, and independent of it from now on."""
+        twin = Catalogue(max_items=self.max_items, half_life_clicks=self.half_life_clicks)
+        twin._row_by_id, twin._id_by_row = OrderedDict(self._row_by_id), list(self._id_by_row)
+        twin._tombstones, twin._fresh = list(self._tombstones), dict(self._fresh)
+        twin._live_R, twin._clicks_R, twin._recent_R = self._live_R.copy(), self._clicks_R.copy(), self._recent_R.copy()
+        twin._placed_R, twin._counted_R = self._placed_R.copy(), self._counted_R.copy()
+        twin._recent_scale, twin._mark = self._recent_scale, self._mark
+        return twin
+
     def same_as(self, other: Catalogue) -> bool:
         """Whether both have the same items in the same rows, with the same counts."""
         mine, theirs = self.size, other.size

@@ -304,14 +304,18 @@ def prune(lineage: Place, *, keep: int, spare: Collection[int] = ()) -> list[int
     removed = [version for version in full[:-keep] if version not in spare]
     for version in removed:
         _remove_version(lineage / f"{version:08d}")
-    oldest_needed = full[-2:][0] if full else 0
-    for version in delta_versions(lineage):
-        if version <= oldest_needed:
-            remove(lineage / f"{version:08d}.delta")
+    prune_deltas(lineage, through=full[-2:][0] if full else 0)
     for name in names(lineage):
         if name.startswith(".") and name.endswith(PARTIAL):
             remove(lineage / name)
     return removed
+
+
+def prune_deltas(lineage: Place, *, through: int) -> None:
+    """Removes the deltas up to a version."""
+    for version in delta_versions(lineage):
+        if version <= through:
+            remove(lineage / f"{version:08d}.delta")
 
 
 def _remove_version(path: Place) -> None:

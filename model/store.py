@@ -72,6 +72,11 @@ def place_of(text: str | Path) -> Place:
     return remote
 
 
+def absolute(place: Place) -> str:
+    """The place as another process can find it: a URL, or a path from the root."""
+    return str(place.absolute()) if isinstance(place, Path) else place.url
+
+
 def read(place: Place) -> bytes:
     """A file's bytes.
 

@@ -18,6 +18,8 @@ EARLIEST_MS = 315_532_800_000  # 1980-01-01
 LATEST_MS = 4_102_444_800_000  # 2100-01-01
 MAX_SLATE_ITEMS = 1_000
 MAX_CANDIDATES = 10_000
+MODEL_NAME = "sasrec"
+"""The model that is announced on `models`; announcements of another name are not ours."""
 MAX_RIVALS = 32
 MAX_WAIT_MS = 60_000
 SLACK = 1e-6
@@ -277,21 +279,50 @@ class Item(Record, frozen=True, kw_only=True):
 
 
 class ModelAnnouncement(Record, frozen=True, kw_only=True):
-    """A checkpoint that scoring workers shall serve from."""
+    """A version of the model that scoring workers shall serve: a full checkpoint, or what changed since the one before.
+
+    Under its key (`key`) the newest one of a lineage and of a trainer's term is kept.
+    """
 
     model: str
     lineage: str
     """A full retrain begins a new lineage; versions count within one."""
     version: Annotated[int, Meta(ge=1)]
     path: str
-    """The checkpoint's folder, as the trainer sees it."""
+    """The checkpoint's folder or the delta's file, as the trainer sees it: a path or a URL."""
     manifest_sha256: str
+    """Of the checkpoint's manifest; of the file itself where it is a delta."""
     created_at_ms: int
     examples_trained: Annotated[int, Meta(ge=0)]
     trained_through_ms: int | None = None
     trained_through_arrival_ms: int | None = None
+    kind: Literal["full", "delta"] = "full"
+    delta_sha256: str | None = None
+    """Of the delta that leads to the same version as the full checkpoint: who has the version before it takes that."""
+    generation: Annotated[int, Meta(ge=0)] = 0
+    """Rank of the lineage: a higher one takes the place of a lower one, whichever was announced last."""
+    epoch: Annotated[int, Meta(ge=0)] = 0
+    """Number of the trainer's term: within a lineage, what a newer trainer announces comes after an older one's."""
+    offsets: dict[str, Offset] = {}
+    """Per partition of `examples`, the next one that this version has not learnt."""
 
     @property
     def name(self) -> str:
         """The version as recommendations carry it."""
         return f"{self.lineage}/{self.version}"
+
+    @property
+    def key(self) -> str:
+        """What a compacted topic keeps one of."""
+        return f"{self.model}/{self.lineage}/{self.epoch}"
+
+    def supersedes(self, other: ModelAnnouncement | None) -> bool:
+        """Whether it is to be served rather than the other, in whatever order the two were read.
+
+        Of lineages that were announced without a rank, by an older sasrec-stream, the one read last counts.
+        """
+        if other is None or self.generation != other.generation:
+            return other is None or self.generation > other.generation
+        if self.lineage == other.lineage:
+            return (self.epoch, self.version) >= (other.epoch, other.version)
+        return self.generation == 0 or self.lineage > other.lineage

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -16,7 +16,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 from kafka.structs import OffsetAndMetadata
 
 from stream.clients import consumer
-from stream.events import ModelAnnouncement
+from stream.events import MODEL_NAME, ModelAnnouncement
 from stream.examples import Example, ExampleId, decode_example
 from stream.settings import KafkaSettings
 from stream.topics import EXAMPLES, MODELS
@@ -132,13 +132,13 @@ class ExampleReader:
         ends: dict[TopicPartition, int] = self._consumer.end_offsets(self._examples)
         return sum(end - self._consumer.position(partition) for partition, end in ends.items())
 
-    def commit(self) -> None:
-        """Shows the cut to tools that look at consumer groups; nothing ever resumes from there."""
+    def commit(self, cut: Cut) -> None:
+        """Shows a cut to tools that look at consumer groups; nothing ever resumes from there."""
         topic = self._examples[0].topic
         self._consumer.commit(
             {
                 TopicPartition(topic, partition): OffsetAndMetadata(offset, "", -1)
-                for partition, offset in self.cut.offsets.items()
+                for partition, offset in cut.offsets.items()
             }
         )
 
@@ -169,21 +169,24 @@ def partitions_of(reader: KafkaConsumer, topic: str) -> list[TopicPartition]:
     return [TopicPartition(topic, partition) for partition in sorted(partitions)]
 
 
-def announced(records: list[ConsumerRecord]) -> list[ModelAnnouncement]:
-    """The announcements among records of `models`; what is none was not written by us and is passed over."""
-    announcements = []
-    for record in records:
-        try:
-            announcements.append(msgspec.json.decode(record.value or b"", type=ModelAnnouncement))
-        except msgspec.DecodeError:
-            continue
-    return announcements
+def announced(records: Iterable[ConsumerRecord]) -> list[ModelAnnouncement]:
+    """The announcements of our model among records of `models`; all else was not written by us and is passed over."""
+    return [announcement for record in records if (announcement := _announcement(record)) is not None]
+
+
+def _announcement(record: ConsumerRecord) -> ModelAnnouncement | None:
+    try:
+        announcement = msgspec.json.decode(record.value or b"", type=ModelAnnouncement)
+    except msgspec.DecodeError:
+        return None
+    return announcement if announcement.model == MODEL_NAME else None
 
 
 class Announced(NamedTuple):
-    """The newest announcement, and where `models` ended when it was read."""
+    """The newest announcement, all keys under which some stand, and where `models` ended when it was read."""
 
     announcement: ModelAnnouncement | None
+    keys: frozenset[str]
     offsets: dict[int, int]
 
 
@@ -194,8 +197,12 @@ def newest_announcement(kafka: KafkaSettings) -> Announced:
         reader.assign(partitions)
         reader.seek_to_beginning(*partitions)
         ends: dict[TopicPartition, int] = reader.end_offsets(partitions)
-        found: list[ModelAnnouncement] = []
+        standing: dict[bytes, ConsumerRecord] = {}
         while any(reader.position(partition) < end for partition, end in ends.items()):
             for records in reader.poll(timeout_ms=500).values():
-                found += announced(records)
-        return Announced(found[-1] if found else None, {p.partition: end for p, end in ends.items()})
+                standing |= {record.key or b"": record for record in records}
+    keys = frozenset(key.decode() for key, record in standing.items() if key and _announcement(record) is not None)
+    newest = None
+    for one in announced(sorted(standing.values(), key=lambda record: (record.partition, record.offset))):
+        newest = one if one.supersedes(newest) else newest
+    return Announced(newest, keys, {partition.partition: end for partition, end in ends.items()})

@@ -5,20 +5,21 @@ The numbered cut:
 1. Examples are polled; repeats of what was learnt are dropped by their ids.
 2. They are learnt as one micro-batch: predicted, weighed, stepped (trainer/learner.py).
 3. What cannot be read or learnt goes to the dead letters.
-4. When it is time, the dead letters are acknowledged, and the learner is published with the cut behind 1 (publish.py).
+4. When it is time, the dead letters are acknowledged, and the learner is published with the cut behind 1: as a delta,
+   and now and then as a full checkpoint, from which alone a trainer resumes (publish.py).
 
 Where losses spike again and again, nothing more is published; the learner goes back to the last good checkpoint and
 reads again what came after it, and what spikes then never reaches the weights (`_watch`, trainer/guard.py).
 
-Killed anywhere, the next trainer resumes from the newest whole checkpoint: what was learnt after it is forgotten with
-the weights that had learnt it, and read and learnt again.
+Killed anywhere, the next trainer resumes from the newest whole full checkpoint: what was learnt after it is forgotten
+with the weights that had learnt it, and read and learnt again. Meanwhile readers serve what deltas had published.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -26,8 +27,9 @@ import torch
 from kafka import KafkaProducer
 from kafka.consumer.fetcher import ConsumerRecord
 
-from model.checkpoint import BrokenCheckpointError, WrittenCheckpoint, newest_checkpoint
+from model.checkpoint import BrokenCheckpointError, WrittenCheckpoint, newest_checkpoint, verify
 from model.settings import ModelSettings
+from model.store import Place
 from stream.clients import producer
 from stream.dead_letters import UnreadableError, dead_letter
 from stream.events import ModelAnnouncement
@@ -35,11 +37,11 @@ from stream.settings import KafkaSettings
 from stream.topics import DEAD_LETTER_SUFFIX
 from trainer import metrics
 from trainer.cut import Cut
-from trainer.examples import ExampleReader, Patience, Read, newest_announcement
+from trainer.examples import Announced, ExampleReader, Patience, Read, newest_announcement
 from trainer.guard import Run
 from trainer.learner import Learner, Learnt
 from trainer.lock import only_trainer
-from trainer.publish import OnPublished, announce, new_lineage, next_version, prune_lineage, write
+from trainer.publish import OnPublished, Publisher, Workshop, new_lineage
 from trainer.settings import TrainerSettings
 from trainer.state import Resumed, resume
 from trainer.step import Fault
@@ -64,7 +66,7 @@ class Workplace(NamedTuple):
     kafka: KafkaSettings
     model: ModelSettings
     trainer: TrainerSettings
-    checkpoints: Path
+    checkpoints: Place
 
 
 def run_trainer(
@@ -72,58 +74,66 @@ def run_trainer(
     model: ModelSettings,
     trainer: TrainerSettings,
     *,
-    checkpoints: Path,
+    checkpoints: Place,
     stop: threading.Event,
     on_published: OnPublished = lambda _: None,
 ) -> None:
-    """Learns from `examples` until `stop` is set, then publishes what was learnt since the last checkpoint.
+    """Learns from `examples` until `stop` is set, then publishes what was learnt since the last full checkpoint.
 
     Raises:
         ValueError: a topic is missing, or another trainer works in the same folder.
     """
     torch.set_num_threads(trainer.threads)
-    with only_trainer(checkpoints), producer(kafka) as sender:
+    place = Workplace(kafka, model, trainer, checkpoints)
+    with only_trainer(checkpoints) as term, producer(kafka) as sender, contextlib.ExitStack() as stack:
         newest = newest_announcement(kafka)
-        reader = ExampleReader(kafka, announcements_from=newest.offsets)
-        loop = TrainerLoop(Workplace(kafka, model, trainer, checkpoints), reader, sender, on_published=on_published)
-        try:
-            loop.start(newest.announcement)
-            while not stop.is_set():
-                loop.turn(stop)
-            loop.publish_if_learnt()
-        finally:
-            reader.close()
+        reader = stack.enter_context(contextlib.closing(ExampleReader(kafka, announcements_from=newest.offsets)))
+        workshop = Workshop(kafka, sender, trainer, checkpoints, term)
+        publisher = stack.enter_context(contextlib.closing(Publisher(workshop)))
+        loop = TrainerLoop(place, reader, sender, publisher, on_published=on_published)
+        loop.start(newest)
+        while not stop.is_set():
+            loop.turn(stop)
+        loop.publish_the_rest()
 
 
 class TrainerLoop:
     """The numbered cut, turn by turn."""
 
     def __init__(
-        self, place: Workplace, reader: ExampleReader, sender: KafkaProducer, *, on_published: OnPublished
+        self,
+        place: Workplace,
+        reader: ExampleReader,
+        sender: KafkaProducer,
+        publisher: Publisher,
+        *,
+        on_published: OnPublished,
     ) -> None:
         self._place = place
         self._reader = reader
         self._sender = sender
+        self._publisher = publisher
         self._on_published = on_published
         self._boundaries: list[dict[int, int]] = []
-        self._announced_here: set[tuple[str, int]] = set()
+        self._published_offsets: dict[int, int] = {}
+        self._live: ModelAnnouncement | None = None
+        self._generation = 0
         self._run = Run()
         self._wary_until: dict[int, int] = {}
         self._rollbacks = 0
         self._batches_since_rollback = 0
-        self._published_at = time.monotonic()
 
-    def start(self, announcement: ModelAnnouncement | None) -> None:
+    def start(self, newest: Announced) -> None:
         """Resumes the announced lineage from its newest whole checkpoint, or begins a new one at the first example."""
-        found = announcement and newest_checkpoint(
-            self._place.checkpoints / announcement.lineage, on_broken=self._report_broken
-        )
+        self._live = live = newest.announcement
+        self._publisher.forget_when_newer(newest.keys)
+        found = live and self._checkpoint_of(live)
         if not found:
-            self._go_on(new_lineage(), self._beginning())
+            self._begin_lineage(above=live)
             return
         self._resume(found)
-        if announcement is not None and announcement.version != found.manifest.version:
-            self._announce(found)
+        if live is not None and live.lineage == self.lineage and live.version < found.manifest.version:
+            self._publisher.announce(found)  # its trainer was killed before it could
 
     def turn(self, stop: threading.Event) -> None:
         """Polls, learns what came, and publishes when it is time."""
@@ -140,27 +150,41 @@ class TrainerLoop:
         if read.examples:
             self._learn(read)
         # 4.
-        if time.monotonic() - self._published_at >= settings.publish_seconds:
+        self._tell_published()
+        if self._publisher.is_due(examples_trained=self.learner.examples_trained):
             self.publish_if_learnt()
 
     def publish_if_learnt(self) -> None:
         """Publishes the cut behind the last micro-batch, unless nothing was learnt since or the loss spikes."""
-        self._published_at = time.monotonic()
         metrics.PUBLICATION_HELD.set(self._run.is_open)
-        if not self._boundaries or self._run.is_open:
+        learnt = self._reader.cut.offsets != self._published_offsets or self._publisher.is_full_due()
+        if self._boundaries and learnt and not self._run.is_open:
+            self._sender.flush()
+            self._publisher.publish(self.learner, self._reader.cut, self._boundaries)
+
+    def publish_the_rest(self) -> None:
+        """What was learnt since the last full checkpoint, as a full one: nothing is to be learnt again."""
+        self._tell_published(wait=True)
+        held = self._publisher.is_held(examples_trained=self.learner.examples_trained)
+        if self._boundaries and not self._run.is_open and not held:
+            self._sender.flush()
+            self._publisher.publish(self.learner, self._reader.cut, self._boundaries, final=True)
+            self._tell_published(wait=True)
+
+    def _tell_published(self, *, wait: bool = False) -> None:
+        published = self._publisher.finished(wait=wait)
+        if published is None:
             return
-        self._sender.flush()
-        root = self._place.checkpoints
-        written = write(
-            self.learner,
-            self._reader.cut,
-            root=root,
-            lineage=self.lineage,
-            version=next_version(root / self.lineage),
-            boundaries=tuple(self._boundaries),
+        draft, announcement = published.draft, published.announcement
+        self._live = announcement
+        self._published_offsets = draft.cut.offsets
+        del self._boundaries[: draft.boundaries]
+        self._reader.commit(draft.cut)
+        metrics.PUBLISHED_VERSION.set(announcement.version)
+        _log.info(
+            "published", model=announcement.name, kind=announcement.kind, examples_trained=announcement.examples_trained
         )
-        self._boundaries.clear()
-        self._announce(written)
+        self._on_published(announcement)
 
     def _learn(self, read: Read) -> None:
         began = time.perf_counter()
@@ -190,6 +214,7 @@ class TrainerLoop:
 
     def _roll_back(self) -> None:
         """To the last good cut of this lineage; what came after it is read again, and spikes are refused then."""
+        self._tell_published(wait=True)
         self._rollbacks = self._rollbacks + 1 if self._batches_since_rollback < GOOD_WHILE_BATCHES else 1
         self._batches_since_rollback = 0
         suspected, lineage = self._reader.cut.offsets, self.lineage
@@ -229,38 +254,61 @@ class TrainerLoop:
         _log.warning("an example was set aside", reason=error.reason, error=str(error), offset=record.offset)
 
     def _adopted(self, announcements: list[ModelAnnouncement]) -> bool:
-        """Goes over to a lineage that somebody else announced: a retrain that passed the gate."""
-        others = [one for one in announcements if (one.lineage, one.version) not in self._announced_here]
-        if not others or others[-1].lineage == self.lineage:
-            return False
-        promoted = newest_checkpoint(self._place.checkpoints / others[-1].lineage, on_broken=self._report_broken)
+        """Goes over to what somebody else made live: a retrain that passed the gate, or an older version.
+
+        Raises:
+            FencedError: the other is a trainer that has taken over.
+        """
+        others = [one for one in announcements if one.epoch != self._publisher.term.epoch]
+        if any(one.epoch > self._publisher.term.epoch for one in others):
+            self._publisher.term.check()
+        promoted = None
+        for one in others:
+            promoted = one if one.generation > self._generation and one.supersedes(promoted) else promoted
         if promoted is None:
-            _log.error("the announced model is not in this folder; learning goes on", announced=others[-1].path)
             return False
-        self._resume(promoted)
-        self._announce(promoted)
+        checkpoint = self._checkpoint_of(promoted)
+        if checkpoint is None:
+            _log.error("the announced model is not in this folder; learning goes on", announced=promoted.path)
+            return False
+        self._tell_published(wait=True)
+        self._live = promoted
+        self._resume(checkpoint)
         return True
+
+    def _checkpoint_of(self, live: ModelAnnouncement) -> WrittenCheckpoint | None:
+        """Its lineage's newest whole checkpoint; the announced one itself where that takes the lineage back to it."""
+        folder = self._place.checkpoints / live.lineage
+        newest = newest_checkpoint(folder, on_broken=self._report_broken)
+        if newest is None or newest.manifest.generation >= live.generation or live.kind == "delta":
+            return newest
+        try:
+            return verify(folder / f"{live.version:08d}", sha256=live.manifest_sha256)
+        except BrokenCheckpointError as error:
+            self._report_broken(error)
+            return newest
 
     def _resume(self, checkpoint: WrittenCheckpoint) -> None:
         resumed = resume(checkpoint.path, self._place.trainer, device=device_of(self._place.trainer))
+        live = self._live
+        same = live is not None and live.lineage == checkpoint.manifest.lineage
+        self._generation = max(checkpoint.manifest.generation, live.generation if live is not None and same else 0)
         self._go_on(checkpoint.manifest.lineage, resumed)
 
+    def _begin_lineage(self, *, above: ModelAnnouncement | None) -> None:
+        self._generation = (above.generation if above is not None else 0) + 1
+        self._go_on(new_lineage(), self._beginning())
+
     def _go_on(self, lineage: str, resumed: Resumed) -> None:
+        self._tell_published(wait=True)
         self.lineage = lineage
         self.learner = resumed.learner
         self._reader.resume(resumed.cut)
         self._boundaries.clear()
+        self._published_offsets = resumed.cut.offsets
+        self._publisher.begin(lineage, generation=self._generation, live=self._live)
         self._run, self._wary_until = Run(), {}
         _log.info("learning", lineage=lineage, examples_trained=self.learner.examples_trained)
-
-    def _announce(self, written: WrittenCheckpoint) -> None:
-        announcement = announce(self._sender, self._place.kafka, written)
-        self._announced_here.add((announcement.lineage, announcement.version))
-        self._reader.commit()
-        prune_lineage(self._place.checkpoints, announcement, keep=self._place.trainer.keep_checkpoints)
-        metrics.PUBLISHED_VERSION.set(announcement.version)
-        _log.info("published", model=announcement.name, examples_trained=announcement.examples_trained)
-        self._on_published(announcement)
 
     @staticmethod
     def _report_broken(error: BrokenCheckpointError) -> None:

@@ -32,6 +32,18 @@ STEP_SECONDS = Histogram(
     "From a micro-batch in hand to the weights changed by it, in seconds.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
 )
+VERSIONS_PUBLISHED = Counter(
+    "sasrec_versions_published_total", "Versions announced by this trainer: deltas, and full checkpoints.", ["kind"]
+)
+DELTA_BYTES = Counter("sasrec_delta_bytes_total", "Bytes of the deltas written.")
+PUBLICATION_FAILURES = Counter(
+    "sasrec_publication_failures_total", "Versions that could not be written or announced; the next one tries again."
+)
+PUBLISH_SECONDS = Histogram(
+    "sasrec_publish_seconds",
+    "From a version copied to its announcement acknowledged, beside learning, in seconds.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0),
+)
 PUBLISHED_VERSION = Gauge("sasrec_published_version", "Version of the newest checkpoint announced by this trainer.")
 EFFECTIVE_SAMPLE_SIZE = Gauge(
     "sasrec_effective_sample_size", "Of the served clicks in the window, with the cap in force."
@@ -52,6 +64,12 @@ TRAINED_THROUGH_ARRIVAL = Gauge(
     "sasrec_trained_through_arrival_seconds",
     "Kafka's timestamp of the newest click learnt, in seconds since 1970.",
 )
+
+
+def observe_version(*, full: bool, delta_bytes: int) -> None:
+    """Shows what was published."""
+    VERSIONS_PUBLISHED.labels("full" if full else "delta").inc()
+    DELTA_BYTES.inc(delta_bytes)
 
 
 def observe_micro_batch(learner: Learner, learnt: Learnt) -> None:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from model.checkpoint import ServingModel, WrittenCheckpoint, read_serving
 from model.settings import ModelSettings
+from model.store import Place
 from stream.clients import producer
 from stream.events import ModelAnnouncement
 from stream.examples import ClickExample
@@ -33,11 +33,11 @@ from trainer.cut import Cut, later
 from trainer.examples import ExampleReader, Patience, newest_announcement
 from trainer.gate import Verdict, is_question, judge
 from trainer.learner import Learner
+from trainer.live import read_live
 from trainer.passes import learn_in_passes
 from trainer.publish import announce, new_lineage, write
 from trainer.settings import GateSettings, RetrainSettings, TrainerSettings
 from trainer.snapshot import take_snapshot
-from trainer.state import read_cut
 
 EVENTS_AT_ONCE = 10_000
 POLL_SECONDS = 0.2
@@ -65,7 +65,7 @@ class Retrained(NamedTuple):
     announcement: ModelAnnouncement | None
 
 
-def run_retrain(settings: RetrainingSettings, *, checkpoints: Path, stop: threading.Event, tell: Tell) -> Retrained:
+def run_retrain(settings: RetrainingSettings, *, checkpoints: Place, stop: threading.Event, tell: Tell) -> Retrained:
     """From `sequences` to a verdict; `tell` hears what is going on. With `stop` set it ends early, undecided."""
     # 1.
     snapshot = take_snapshot(settings.kafka, settings.stream)
@@ -78,7 +78,7 @@ def run_retrain(settings: RetrainingSettings, *, checkpoints: Path, stop: thread
     tell(f"caught up with {learner.examples_trained:,} examples")
     # 4.
     lineage = new_lineage()
-    written = write(learner, cut, root=checkpoints, lineage=lineage, version=1)
+    written = write(learner, cut, root=checkpoints, lineage=lineage, version=1, generation=_above(settings.kafka))
     # 5.
     verdict = _meet_the_gate(written, cut, settings, stop=stop)
     tell(f"{verdict.status}: {verdict.reason}")
@@ -135,10 +135,10 @@ def _meet_the_gate(
     live = newest_announcement(settings.kafka).announcement
     if live is None:
         return Verdict("promoted", "no model is live yet", 0, None, None)
-    champion = read_serving(Path(live.path), sha256=live.manifest_sha256)
-    unseen = later(read_cut(Path(live.path)), cut)
+    champion = read_live(live)
+    unseen = later(champion.cut, cut)
     clicks = _next_clicks(settings, unseen, stop=stop)
-    return judge(champion, _challenger(written), clicks, settings.gate)
+    return judge(champion.serving, _challenger(written), clicks, settings.gate)
 
 
 def _challenger(written: WrittenCheckpoint) -> ServingModel:
@@ -162,4 +162,10 @@ def _next_clicks(settings: RetrainingSettings, unseen: Cut, *, stop: threading.E
 
 def _promote(written: WrittenCheckpoint, kafka: KafkaSettings) -> ModelAnnouncement:
     with producer(kafka) as sender:
-        return announce(sender, kafka, written)
+        return announce(sender, kafka, written, generation=_above(kafka))
+
+
+def _above(kafka: KafkaSettings) -> int:
+    """The rank of a lineage that takes the live one's place, whatever that one's trainer announces meanwhile."""
+    live = newest_announcement(kafka).announcement
+    return (live.generation if live is not None else 0) + 1

@@ -27,6 +27,10 @@ class TrainerSettings(Section):
     """What BPR, -ln sigmoid(s_i - s_j), does with many negatives j: `mean` averages over them; `soft_maximum` takes
     their soft maximum ln(sum_j e^s_j) for s_j, so that the hardest ones teach the most.
     """
+    softmax_products: Literal["float32", "bfloat16"] = "float32"
+    """What the factors of products with all items are rounded to, where softmax is taken over all: `bfloat16` is faster
+    on processors that have it (AVX-512 BF16, AMX, GPUs) and slower elsewhere.
+    """
     negative_popularity: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Negatives are drawn in proportion to (recent clicks + 1) to this power: 0 is uniform over the catalogue."""
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 3e-3
@@ -93,10 +97,16 @@ class TrainerSettings(Section):
     """Pairs of successive items that the item-to-item baseline remembers; 8 bytes each."""
     max_items: Annotated[int, Field(ge=1)] = 1_000_000
     """Rows of the item table; the least recently used goes when another comes."""
-    publish_seconds: Annotated[float, Field(gt=0.0)] = 5.0
-    """Time between published checkpoints, in seconds, when something was learnt."""
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 8
-    """Checkpoints kept on disk per lineage; the live one and promoted ones always stay."""
+    publish_seconds: Annotated[float, Field(gt=0.0)] = 1.0
+    """Time between published versions, in seconds, when something was learnt."""
+    full_seconds: Annotated[float, Field(gt=0.0)] = 120.0
+    """Time between full checkpoints, in seconds: what a killed trainer learns again at most. Versions between them are
+    deltas.
+    """
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 4
+    """Full checkpoints kept per lineage; the live one and promoted ones always stay, and the deltas since the last but
+    one.
+    """
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of torch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -22,6 +21,7 @@ from model.checkpoint import (
     read_tensors,
 )
 from model.sasrec import SASRec
+from model.store import Place
 from trainer.cut import Cut
 from trainer.exposure import Exposure
 from trainer.flood import Flood
@@ -80,7 +80,7 @@ def documents_of(learner: Learner, cut: Cut, boundaries: tuple[dict[int, int], .
     return {CATALOGUE: learner.catalogue.to_document(), TRAINER: msgspec.msgpack.encode(document)}
 
 
-def resume(path: Path, settings: TrainerSettings, *, device: str = "cpu") -> Resumed:
+def resume(path: Place, settings: TrainerSettings, *, device: str = "cpu") -> Resumed:
     """The learner that wrote the checkpoint, with its network's own shape and the trainer's present settings.
 
     Raises:
@@ -100,7 +100,7 @@ def resume(path: Path, settings: TrainerSettings, *, device: str = "cpu") -> Res
     return Resumed(learner, document.cut)
 
 
-def read_cut(path: Path) -> Cut:
+def read_cut(path: Place) -> Cut:
     """Which examples a checkpoint's model has learnt.
 
     Raises:
@@ -109,7 +109,7 @@ def read_cut(path: Path) -> Cut:
     return _document(path).cut
 
 
-def _document(path: Path) -> TrainerDocument:
+def _document(path: Place) -> TrainerDocument:
     raw = read_document(path, read_manifest(path), TRAINER)
     try:
         return msgspec.msgpack.decode(raw, type=TrainerDocument)

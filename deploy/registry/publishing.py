@@ -1,4 +1,4 @@
-"""The trainer as a process: every version that it publishes gets its row in the registry."""
+"""The trainer as a process: every full checkpoint that it publishes gets its row in the registry."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ def run_recorded_trainer(settings: Settings, stop: threading.Event) -> None:
 
 
 def record_published(engine: Engine, announcement: ModelAnnouncement) -> None:
-    """A registry that does not answer is said, and holds up no learning: scoring workers follow `models`, not it."""
+    """A registry that does not answer is said, and holds up no learning: scoring workers follow `models`, not it.
+
+    Deltas come every second and are gone within minutes: they get no row.
+    """
+    if announcement.kind == "delta":
+        return
     figures = {name: REGISTRY.get_sample_value(name, {"ranker": "sasrec"}) for name in FIGURES}
     try:
         record_version(engine, announcement, status="published", metrics=figures)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -13,8 +12,9 @@ from deploy.registry.registry import Outcome, finish_retrain, now_ms, record_ver
 from deploy.registry.tables import VersionStatus
 from deploy.settings import Settings
 from model.checkpoint import verify, version_path
-from stream.events import ModelAnnouncement
-from trainer.publish import FIRST_VERSION, MODEL_NAME
+from model.store import Place, absolute
+from stream.events import MODEL_NAME, ModelAnnouncement
+from trainer.publish import FIRST_VERSION
 from trainer.retrain import Retrained, RetrainingSettings, run_retrain
 
 
@@ -49,7 +49,7 @@ def outcome_of(retrained: Retrained) -> Outcome:
     )
 
 
-def _record_challenger(engine: Engine, checkpoints: Path, retrained: Retrained) -> None:
+def _record_challenger(engine: Engine, checkpoints: Place, retrained: Retrained) -> None:
     """Also one that never went live has its row."""
     announcement = retrained.announcement or _unannounced(checkpoints, retrained.lineage)
     metrics = {"ndcg10": retrained.verdict.ndcg_challenger, "judged_events": retrained.verdict.events}
@@ -57,14 +57,14 @@ def _record_challenger(engine: Engine, checkpoints: Path, retrained: Retrained) 
     record_version(engine, announcement, status=status, metrics=metrics)
 
 
-def _unannounced(checkpoints: Path, lineage: str) -> ModelAnnouncement:
+def _unannounced(checkpoints: Place, lineage: str) -> ModelAnnouncement:
     written = verify(version_path(checkpoints, lineage, FIRST_VERSION))
     manifest = written.manifest
     return ModelAnnouncement(
         model=MODEL_NAME,
         lineage=lineage,
         version=manifest.version,
-        path=str(written.path),
+        path=absolute(written.path),
         manifest_sha256=written.manifest_sha256,
         created_at_ms=manifest.created_at_ms,
         examples_trained=manifest.examples_trained,

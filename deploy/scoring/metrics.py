@@ -13,13 +13,25 @@ WINDOW = 2_000
 RECOMMENDATIONS = Counter("sasrec_recommendations", "Slates published and acknowledged.", ["policy"])
 RECOMMENDED_VERSIONS = Gauge("sasrec_recommended_versions", "Model versions that served a slate since the start.")
 COALESCED = Counter("sasrec_coalesced_clicks", "Clicks whose slate was left out for that of a newer click.")
+ELSEWHERE = Counter("sasrec_routed_elsewhere", "Clicks and requests of users whom another system answers.")
 LIVE_MODEL = Gauge("sasrec_live_model_info", "1 for the version that serves.", ["lineage", "version"])
 TRAINED_THROUGH = Gauge(
     "sasrec_live_model_trained_through_arrival_seconds",
     "When the newest click that the live model has learnt from arrived, in seconds since 1970.",
 )
 SWAPS = Counter("sasrec_model_swaps", "Models that took over, the first one included.")
-BROKEN_CHECKPOINTS = Counter("sasrec_broken_checkpoints", "Announced checkpoints that could not be served from.")
+SWAP_SECONDS = Histogram(
+    "sasrec_model_swap_seconds",
+    "From an announcement read to its model serving, beside the one that serves meanwhile.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+)
+DELTAS_APPLIED = Counter("sasrec_deltas_applied", "Deltas applied to the copy of the model that nobody reads.")
+SUPERSEDED = Counter(
+    "sasrec_superseded_announcements", "Announcements passed over: of an older trainer, lineage or version."
+)
+BROKEN_CHECKPOINTS = Counter(
+    "sasrec_broken_checkpoints", "Announced checkpoints and deltas that could not be served from."
+)
 LATENCY = Histogram(
     "sasrec_click_to_recommendation_seconds",
     "From the click's arrival in Kafka to the acknowledged slate.",

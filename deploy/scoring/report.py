@@ -16,22 +16,23 @@ class Report:
     def __init__(self) -> None:
         self._latency = Moving()
         self._check = Moving()
-        self._versions: set[str] = set()
+        self._versions = 0
+        self._version: str | None = None
 
     def acknowledged(self, slates: Iterable[Recommendation], times_ms: Iterable[int]) -> None:
         """Counts slates that stand on `recommendations`, each with the time since when."""
         for slate, at_ms in zip(slates, times_ms, strict=True):
             metrics.RECOMMENDATIONS.labels(policy=slate.policy).inc()
             self._check_propensities(slate)
-            if slate.model_version is not None:
-                self._versions.add(slate.model_version)
+            if slate.model_version not in {None, self._version}:
+                self._version, self._versions = slate.model_version, self._versions + 1
             if slate.cause is not None and slate.cause.topic == CLICKS:
                 self._latency.add((at_ms - slate.cause.arrived_at_ms) / 1_000)
                 metrics.LATENCY.observe((at_ms - slate.cause.arrived_at_ms) / 1_000)
         metrics.LATENCY_P50.set(self._latency.quantile(0.5))
         metrics.LATENCY_P99.set(self._latency.quantile(0.99))
         metrics.PROPENSITY_CHECK.set(self._check.mean())
-        metrics.RECOMMENDED_VERSIONS.set(len(self._versions))
+        metrics.RECOMMENDED_VERSIONS.set(self._versions)
 
     def _check_propensities(self, slate: Recommendation) -> None:
         """The sum of 1 / (N p) over a slate is 1 on the mean where propensities are true: docs/propensities.md, 3."""

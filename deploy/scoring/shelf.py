@@ -27,6 +27,8 @@ class Shelf:
     network: SASRec | None = None
     item_RD: Tensor | None = None
     manifest: Manifest | None = None
+    changed_rows: np.ndarray | None = None
+    """Rows with other weights or another item than in the shelf before; None where everything is new."""
 
     @property
     def version(self) -> str | None:
@@ -44,8 +46,8 @@ class Shelf:
         return None if self.manifest is None else self.manifest.trained_through_arrival_ms
 
 
-def shelf_of(serving: ServingModel) -> Shelf:
-    """A loaded checkpoint, ready to rank."""
+def shelf_of(serving: ServingModel, *, changed_rows: np.ndarray | None = None) -> Shelf:
+    """A model, ready to rank."""
     rows = serving.catalogue.size
     return Shelf(
         catalogue=serving.catalogue,
@@ -54,6 +56,7 @@ def shelf_of(serving: ServingModel) -> Shelf:
         network=serving.model,
         item_RD=serving.model.item_RD.detach()[:rows],
         manifest=serving.manifest,
+        changed_rows=changed_rows,
     )
 
 

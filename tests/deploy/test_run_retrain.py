@@ -132,7 +132,7 @@ def test_the_scheduler_performs_it_and_the_first_model_goes_live(
     assert result.exit_code == 0, result.output
     assert "no model is live yet" in result.output
     (version,) = versions(engine)
-    announced = next(follow(kafka, MODELS, threading.Event()))[b"sasrec"]
+    (announced,) = next(follow(kafka, MODELS, threading.Event())).values()
     announcement = msgspec.json.decode(announced.value, type=ModelAnnouncement)
     assert (version.lineage, version.version, version.status) == (announcement.lineage, 1, "promoted")
     assert retrain_by_id(engine, 1).challenger_lineage == version.lineage

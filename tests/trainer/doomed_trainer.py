@@ -13,7 +13,9 @@ from trainer.loop import run_trainer
 from trainer.settings import TrainerSettings
 
 MODEL = ModelSettings(max_length=8, units=16, blocks=1)
-TRAINER = TrainerSettings(negatives=16, min_batch=8, max_batch=64, max_wait_seconds=0.05, publish_seconds=0.05)
+TRAINER = TrainerSettings(
+    negatives=16, min_batch=8, max_batch=64, max_wait_seconds=0.05, publish_seconds=0.05, full_seconds=0.2
+)
 
 
 def main(bootstrap: str, prefix: str, checkpoints: str) -> None:

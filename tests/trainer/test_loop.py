@@ -13,18 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from prometheus_client import REGISTRY
 
-from model.checkpoint import BrokenCheckpointError, newest_checkpoint, read_serving
+from model.checkpoint import BrokenCheckpointError, newest_checkpoint, read_manifest, read_serving, verify
+from model.store import Place
 from stream.clients import consumer, producer
 from stream.dead_letters import EXCEPTION
 from stream.events import ModelAnnouncement
 from stream.examples import ClickExample, ExampleId, decode_example
 from stream.settings import KafkaSettings
-from stream.topics import DEAD_LETTER_SUFFIX, EXAMPLES
+from stream.topics import DEAD_LETTER_SUFFIX, EXAMPLES, MODELS
 from tests.trainer.clicks import click, clicks, in_batches, send, send_with
 from tests.trainer.doomed_trainer import MODEL, TRAINER
 from trainer.cut import Cut
@@ -137,7 +139,8 @@ def test_a_promoted_lineage_is_taken_over_with_its_own_cut(
         wait_until(trained(published, 300))
 
         lineage = new_lineage()
-        announce(sender, kafka, write(challenger, cut, root=tmp_path, lineage=lineage, version=1))
+        above = published[-1].generation + 1
+        announce(sender, kafka, write(challenger, cut, root=tmp_path, lineage=lineage, version=1, generation=above))
         wait_until(lambda: published[-1].lineage == lineage and published[-1].examples_trained >= 300)
 
     assert published[-1].examples_trained == 300
@@ -212,16 +215,46 @@ def test_a_second_trainer_in_the_same_folder_is_refused(kafka: KafkaSettings, tm
             run_trainer(kafka, MODEL, TRAINER, checkpoints=tmp_path, stop=threading.Event())
 
 
-def test_old_checkpoints_go_and_the_first_and_the_announced_one_stay(
+def test_a_promotion_survives_a_trainer_that_announces_its_own_lineage_after_it_and_dies(
     kafka: KafkaSettings, tmp_path: Path, wait_until: Wait
 ) -> None:
     with running(kafka, tmp_path) as published:
-        for number, batch in enumerate(in_batches(clicks(300), 25), start=1):
-            send(kafka, batch)
-            wait_until(trained(published, 25 * number))
+        send(kafka, clicks(100, partitions=2))
+        wait_until(trained(published, 100))
+    older = published[-1]
+    lineage, learner = new_lineage(), Learner(MODEL, TRAINER)
+    learner.learn(clicks(100, partitions=2))
+    cut = Cut(offsets={0: ends(clicks(100, partitions=2), 0), 1: ends(clicks(100, partitions=2), 1)})
+    with producer(kafka) as sender:
+        promoted = announce(sender, kafka, write(learner, cut, root=tmp_path, lineage=lineage, version=1), generation=2)
+        late = msgspec.structs.replace(older, version=older.version + 1)
+        sender.send(kafka.topic(MODELS), key=late.key.encode(), value=msgspec.json.encode(late))
+        sender.flush()
 
-    versions = sorted(int(path.name) for path in (tmp_path / published[-1].lineage).glob("0*"))
-    assert versions == [1, *range(published[-1].version - TRAINER.keep_checkpoints + 1, published[-1].version + 1)]
+    assert newest_announcement(kafka).announcement == promoted
+    with running(kafka, tmp_path) as again:
+        send(kafka, clicks(150, partitions=2)[100:])
+        wait_until(lambda: again and again[-1].examples_trained >= 150)
+    assert (again[-1].lineage, again[-1].generation, again[-1].examples_trained) == (lineage, 2, 150)
+
+
+def test_what_is_made_live_again_is_where_the_trainer_goes_on_and_so_does_the_next_one(
+    kafka: KafkaSettings, tmp_path: Path, wait_until: Wait
+) -> None:
+    examples = clicks(200, partitions=2)
+    with running(kafka, tmp_path) as published, producer(kafka) as sender:
+        send(kafka, examples[:100])
+        wait_until(trained(published, 100))
+        first = read_manifest(tmp_path / published[0].lineage / "00000001")
+        send(kafka, examples[100:])
+        wait_until(trained(published, 200))
+        back = verify(tmp_path / first.lineage / "00000001")
+        announce(sender, kafka, back, generation=published[-1].generation + 1)
+        wait_until(lambda: published[-1].generation == 2 and published[-1].examples_trained >= 200)
+
+    assert published[-1].examples_trained == 200
+    assert published[-1].lineage == first.lineage
+    assert newest_announcement(kafka).announcement == published[-1]
 
 
 def test_killed_at_random_instants_it_loses_nothing_and_learns_nothing_twice(
@@ -283,7 +316,7 @@ def counted(metric: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(metric, labels) or 0.0
 
 
-def counted_clicks(checkpoint: Path) -> Counter[str]:
+def counted_clicks(checkpoint: Place) -> Counter[str]:
     catalogue = read_serving(checkpoint).catalogue
     counts = catalogue.click_counts()
     return Counter({catalogue.item_of(int(row)): int(counts[row]) for row in catalogue.live_rows()})

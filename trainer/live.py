@@ -1,0 +1,50 @@
+"""The model that is live, from its announcement: read whole, or rebuilt from a full checkpoint and its deltas."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from model.chain import rebuild
+from model.checkpoint import BrokenCheckpointError, Manifest, ServingModel, read_serving
+from model.delta import Link
+from model.store import place_of
+from stream.events import ModelAnnouncement
+from trainer.cut import Cut
+from trainer.state import read_cut
+
+
+class Live(NamedTuple):
+    """A model that serves, and which examples it has learnt."""
+
+    serving: ServingModel
+    cut: Cut
+
+
+def read_live(announcement: ModelAnnouncement) -> Live:
+    """The very weights that were announced.
+
+    Raises:
+        BrokenCheckpointError: a part is absent, altered or of another model.
+    """
+    path = place_of(announcement.path)
+    if announcement.kind == "delta":
+        rebuilt = rebuild(Link(announcement.version, announcement.manifest_sha256), path.parent)
+        serving, cut = rebuilt.serving, msgspec.msgpack.decode(rebuilt.cut, type=Cut)
+    else:
+        serving, cut = read_serving(path, sha256=announcement.manifest_sha256), read_cut(path)
+    check_is(serving.manifest, announcement)
+    return Live(serving, cut)
+
+
+def check_is(manifest: Manifest, announcement: ModelAnnouncement) -> None:
+    """Refuses files that are whole and of another version than the announced one.
+
+    Raises:
+        BrokenCheckpointError: they are.
+    """
+    if (manifest.lineage, manifest.version) != (announcement.lineage, announcement.version):
+        raise BrokenCheckpointError(
+            f"{announcement.path} holds {manifest.name} instead of {announcement.name}; announce what stands there"
+        )
