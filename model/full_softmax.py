@@ -25,6 +25,13 @@ class _Gradients(NamedTuple):
     item_RD: Tensor
 
 
+class _Over(NamedTuple):
+    """Rows in use, and the kind of number that products are made of."""
+
+    size: int
+    kind: torch.dtype
+
+
 class FullSoftmax(torch.autograd.Function):
     """`sum_p w_p (ln sum_j e^s_pj - s_pi)`, j over rows 1 to `size` - 1."""
 
@@ -35,22 +42,24 @@ class FullSoftmax(torch.autograd.Function):
         item_RD: Tensor,
         target_P: Tensor,
         weight_P: Tensor,
-        size: int,
+        over: _Over,
     ) -> Tensor:
         """The loss; keeps its gradient with respect to hidden states and items."""
         gradients = _Gradients(torch.empty_like(hidden_PD), torch.zeros_like(item_RD))
-        item_ND = item_RD[PADDING + 1 : size]
+        size, kind = over
+        item_ND, factor_PD = item_RD[PADDING + 1 : size].to(kind), hidden_PD.to(kind)
         total = hidden_PD.new_zeros(())
         height = max(SMALLEST_CHUNK, CHUNK_SCORES // max(1, len(item_ND)))
         for start in range(0, len(target_P), height):
             chunk = slice(start, start + height)
-            score_CN = hidden_PD[chunk] @ item_ND.T
+            score_CN = (factor_PD[chunk] @ item_ND.T).to(hidden_PD.dtype)
             column_C1 = target_P[chunk, None] - (PADDING + 1)
             total += torch.dot(_cross_entropy(score_CN, column_C1), weight_P[chunk])
             # The scores have become probabilities; with one off the target's they are the gradient.
             score_CN.mul_(weight_P[chunk, None]).scatter_add_(1, column_C1, -weight_P[chunk, None])
-            torch.mm(score_CN, item_ND, out=gradients.hidden_PD[chunk])
-            gradients.item_RD[PADDING + 1 : size].addmm_(score_CN.T, hidden_PD[chunk])
+            share_CN = score_CN.to(kind)
+            gradients.hidden_PD[chunk] = share_CN @ item_ND
+            gradients.item_RD[PADDING + 1 : size] += share_CN.T @ factor_PD[chunk]
         ctx.save_for_backward(*gradients)
         return total
 
@@ -69,9 +78,14 @@ def full_cross_entropy(
     target_P: Int[Tensor, " P"],
     weight_P: Float[Tensor, " P"],
     size: int,
+    kind: torch.dtype | None = None,
 ) -> Float[Tensor, ""]:
-    """The weighted sum over positions of the cross-entropy of each target among rows 1 to `size` - 1."""
-    loss: Tensor = FullSoftmax.apply(hidden_PD, item_RD, target_P, weight_P, size)
+    """The weighted sum over positions of the cross-entropy of each target among rows 1 to `size` - 1.
+
+    `kind` is what the factors of the three products are rounded to (None: nothing is rounded); sums, exponentials and
+    the loss keep the kind of the hidden states.
+    """
+    loss: Tensor = FullSoftmax.apply(hidden_PD, item_RD, target_P, weight_P, _Over(size, kind or hidden_PD.dtype))
     return loss
 
 

@@ -39,6 +39,8 @@ class Positions:
     """Rows of sampled negatives, for each position or shared by all."""
     log_q_R: Float[Tensor, " R"] | None = None
     """Natural logarithm of each row's chance to be drawn as one negative (sampled_softmax)."""
+    product_kind: torch.dtype | None = None
+    """What the factors of the products with all items are rounded to (cross_entropy); None: to nothing else."""
 
 
 Loss = Callable[[Positions], Float[Tensor, ""]]
@@ -92,6 +94,7 @@ def cross_entropy(positions: Positions) -> Float[Tensor, ""]:
         target_P=positions.target_P,
         weight_P=positions.weight_P,
         size=positions.size,
+        kind=positions.product_kind,
     )
     return total / max(1, positions.target_P.shape[0])
 

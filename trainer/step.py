@@ -114,6 +114,7 @@ class Step:
             if loss is cross_entropy
             else negatives_of(self._settings, groups, target_P=target_P, sampler=sampler, rng=rng),
             log_q_R=None if sampler.cumulative_N is None else self._log_q(sampler),
+            product_kind=getattr(torch, self._settings.softmax_products),
         )
         seen = Seen(positions, groups, micro.replayed)
         costs = [restraint.cost(self._model, seen, rng=rng) for restraint in self._restraints]

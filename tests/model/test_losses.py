@@ -323,3 +323,17 @@ def test_cross_entropy_in_chunks_is_torch_s_own(chunk: int, monkeypatch: pytest.
     torch.testing.assert_close(chunked, plain)
     gradients = torch.autograd.grad((chunked, plain), leaves)
     torch.testing.assert_close(gradients[:2], gradients[2:])
+
+
+def test_products_in_bfloat16_round_only_their_factors() -> None:
+    whole = positions(count=200, dtype=torch.float32)
+    hidden_PD, item_RD = whole.hidden_PD.requires_grad_(), whole.item_RD.requires_grad_()
+
+    exact, rounded = (
+        LOSSES["cross_entropy"](dataclasses.replace(whole, product_kind=kind)) for kind in (None, torch.bfloat16)
+    )
+
+    assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=0.01)
+    for leaf in (hidden_PD, item_RD):
+        right, wrong = (torch.autograd.grad(cost, leaf, retain_graph=True)[0] for cost in (exact, rounded))
+        assert 0.0 < (right - wrong).norm() < 0.02 * right.norm()
