@@ -21,11 +21,17 @@ _BATCH_HEADER_BYTES = 4_096
 _COMPACTED_SEGMENT_BYTES = 64 << 20
 
 
+# Compaction removes a tombstone after this time, and with it what it said; the broker's default is a day.
+_FOR_EVER_MS = 100 * 365 * 86_400_000
+
+
 class Layout(NamedTuple):
     """A topic as it stands on the broker."""
 
     partitions: int
     cleanup: str
+    tombstones_ms: int
+    """How long compaction keeps a tombstone."""
 
 
 def create_topics(kafka: KafkaSettings) -> list[str]:
@@ -45,7 +51,12 @@ def check_topics(kafka: KafkaSettings) -> list[str]:
     """What is wrong with the topics, each in a sentence that says how to mend it."""
     with admin(kafka) as client:
         layouts = _layouts(client, [kafka.topic(name) for name in TOPICS])
-    return [*_missing(layouts, kafka), *_wrong_partitions(layouts, kafka), *_wrong_cleanup(layouts, kafka)]
+    return [
+        *_missing(layouts, kafka),
+        *_wrong_partitions(layouts, kafka),
+        *_wrong_cleanup(layouts, kafka),
+        *_lost_tombstones(layouts, kafka),
+    ]
 
 
 def require_topics(kafka: KafkaSettings) -> None:
@@ -74,6 +85,7 @@ def _wanted(topic: Topic, kafka: KafkaSettings) -> dict[str, Any]:
             "cleanup.policy": topic.cleanup,
             "max.message.bytes": str(largest + _BATCH_HEADER_BYTES),
             **_kept(topic.cleanup, kafka),
+            **({"delete.retention.ms": str(_FOR_EVER_MS)} if topic.keeps_tombstones else {}),
         },
     }
 
@@ -105,9 +117,17 @@ def _layouts(client: KafkaAdminClient, names: Iterable[str]) -> dict[str, Layout
     partitions = {
         topic["name"]: len(topic["partitions"]) for topic in client.describe_topics() if topic["name"] in wanted
     }
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name, configs=["cleanup.policy"]) for name in partitions]
+    resources = [
+        ConfigResource(ConfigResourceType.TOPIC, name, configs=["cleanup.policy", "delete.retention.ms"])
+        for name in partitions
+    ]
     configs = client.describe_configs(resources, config_filter="all")["topic"] if resources else {}
-    return {name: Layout(count, configs[name]["cleanup.policy"]["value"]) for name, count in partitions.items()}
+    return {
+        name: Layout(
+            count, configs[name]["cleanup.policy"]["value"], int(configs[name]["delete.retention.ms"]["value"])
+        )
+        for name, count in partitions.items()
+    }
 
 
 def _missing(layouts: Mapping[str, Layout], kafka: KafkaSettings) -> list[str]:
@@ -150,4 +170,16 @@ def _wrong_cleanup(layouts: Mapping[str, Layout], kafka: KafkaSettings) -> list[
         f"--add-config cleanup.policy={wanted[name]}`"
         for name, layout in layouts.items()
         if layout.cleanup != wanted[name]
+    ]
+
+
+def _lost_tombstones(layouts: Mapping[str, Layout], kafka: KafkaSettings) -> list[str]:
+    """Once its tombstone has gone, nothing says any more that an item was withdrawn: a worker would serve it again."""
+    keeping = [kafka.topic(name) for name, topic in TOPICS.items() if topic.keeps_tombstones]
+    return [
+        f"{name} forgets tombstones after {layouts[name].tombstones_ms} ms, and a withdrawn item would come back; mend "
+        f"it with `kafka-configs.sh --bootstrap-server {kafka.bootstrap_servers} --alter --entity-type topics "
+        f"--entity-name {name} --add-config delete.retention.ms={_FOR_EVER_MS}`"
+        for name in keeping
+        if name in layouts and layouts[name].tombstones_ms < _FOR_EVER_MS
     ]

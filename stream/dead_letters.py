@@ -15,7 +15,14 @@ TOPIC = "__streams.errors.topic"
 PARTITION = "__streams.errors.partition"
 OFFSET = "__streams.errors.offset"
 
-_OURS = frozenset({EXCEPTION, MESSAGE, TOPIC, PARTITION, OFFSET})
+REPLAYS = "sasrec-replays"
+"""How often the message was sent back to its topic; it stays with the message, so that nothing goes round for ever."""
+REPLAYED_AS = "sasrec-replayed-as"
+"""On a mark beside the letter: the letter was sent back, and as what."""
+CUT_FROM = "sasrec-cut-from-bytes"
+"""The value was too large to be kept whole: its size before."""
+
+ERROR_HEADERS = frozenset({EXCEPTION, MESSAGE, TOPIC, PARTITION, OFFSET})
 _MAX_REASON_CHARACTERS = 1_000
 
 Headers = list[tuple[str, bytes]]
@@ -89,9 +96,13 @@ def dead_letter(record: RawRecord, error: UnreadableError, *, max_bytes: int) ->
         (PARTITION, str(record.partition).encode()),
         (OFFSET, str(record.offset).encode()),
     ]
-    kept = [(name, value) for name, value in record.headers if name not in _OURS]
+    kept = [(name, value) for name, value in record.headers if name not in ERROR_HEADERS]
     if size_of(record.key, record.value, kept + reason) <= max_bytes:
         return DeadLetter(record.key, record.value, kept + reason)
+    reason += [(name, value) for name, value in kept if name in {REPLAYS, CUT_FROM}]
+    if size_of(record.key, record.value, reason) <= max_bytes:
+        return DeadLetter(record.key, record.value, reason)
+    reason.append((CUT_FROM, str(len(record.value or b"")).encode()))
     room = max_bytes - size_of(record.key, None, reason)
     return DeadLetter(record.key, record.value and record.value[: max(room, 0)], reason)
 
@@ -102,7 +113,7 @@ def source_position(headers: Sequence[tuple[str, bytes]]) -> SourcePosition:
     Raises:
         ValueError: the headers do not say; somebody else wrote this message.
     """
-    found = {name: value.decode() for name, value in headers if name in _OURS}
+    found = {name: value.decode() for name, value in headers if name in ERROR_HEADERS}
     try:
         return SourcePosition(found[TOPIC], int(found[PARTITION]), int(found[OFFSET]))
     except KeyError as error:

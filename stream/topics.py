@@ -31,6 +31,8 @@ class Topic:
     written_by: str
     read_by: str
     what: str
+    keeps_tombstones: bool = False
+    """A tombstone is a fact that whoever reads the topic years later must still find, not a note to forget a key."""
 
     @property
     def partitioned_by_user(self) -> bool:
@@ -113,6 +115,7 @@ _TOPICS = (
         written_by="applications",
         read_by="scoring worker",
         what="title, category, availability; a tombstone withdraws the item",
+        keeps_tombstones=True,
     ),
 )
 

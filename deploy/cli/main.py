@@ -22,6 +22,7 @@ COMMANDS = {
     "kafka": "deploy.cli.kafka:app",
     "topics": "deploy.cli.topics:app",
     "accounts": "deploy.cli.accounts:accounts",
+    "dlq": "deploy.cli.dlq:app",
     "produce": "deploy.cli.produce:produce",
     "replay": "deploy.cli.replay:replay",
     "watch": "deploy.cli.watch:watch",
@@ -31,7 +32,7 @@ COMMANDS = {
 """Where each command stands: a function, or a typer app for a command with sub-commands."""
 
 
-CLIENTS = frozenset({"run", "retrain", "topics", "accounts", "produce", "replay", "watch"})
+CLIENTS = frozenset({"run", "retrain", "topics", "accounts", "dlq", "produce", "replay", "watch"})
 """Commands that talk to a Kafka which runs already."""
 
 

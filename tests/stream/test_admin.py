@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from kafka import TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, NewPartitions
 
 from stream.admin import check_topics, create_topics, require_topics
-from stream.clients import admin
+from stream.clients import admin, consumer, producer
 from stream.settings import KafkaSettings
 from stream.topics import TOPICS
 
@@ -50,7 +51,7 @@ def test_only_topics_keyed_by_user_and_their_dead_letters_have_many_partitions(k
         described = client.describe_topics([kafka.topic(name) for name in TOPICS])
 
     counts = {topic["name"].removeprefix(kafka.topic_prefix): len(topic["partitions"]) for topic in described}
-    assert {name for name, count in counts.items() if count == 1} == {"models", "items", "items.dlq"}
+    assert {name for name, count in counts.items() if count == 1} == {"models", "items", "items.dlq", "mapped.dlq"}
     assert {count for count in counts.values() if count != 1} == {kafka.partitions}
 
 
@@ -114,3 +115,48 @@ def test_a_process_refuses_to_start_on_missing_topics(kafka: KafkaSettings) -> N
 def test_topics_that_the_broker_refuses_are_named_with_its_reason(kafka: KafkaSettings) -> None:
     with pytest.raises(ValueError, match=r"clicks: .*replication factor"):
         create_topics(other_installation(kafka, replication_factor=3))
+
+
+def test_an_items_topic_that_forgets_tombstones_is_refused(kafka: KafkaSettings, wait_until: WaitUntil) -> None:
+    alter(kafka, "items", delete_retention_ms="86400000", cleanup_policy="compact")
+
+    (problem,) = wait_until(lambda: check_topics(kafka))
+
+    assert f"{kafka.topic('items')} forgets tombstones after 86400000 ms" in problem
+    assert "--add-config delete.retention.ms=" in problem
+
+
+@pytest.mark.parametrize(("kept_ms", "stays"), [(100 * 365 * 86_400_000, True), (0, False)])
+def test_a_tombstone_outlives_compaction_only_as_the_topic_says(
+    kafka: KafkaSettings, wait_until: WaitUntil, kept_ms: int, *, stays: bool
+) -> None:
+    at_once = {"log.cleaner.backoff.ms": "100"}
+    with admin(kafka) as client:
+        client.alter_configs([ConfigResource(ConfigResourceType.BROKER, "1", configs=at_once)])
+    alter(kafka, "items", segment_ms="100", min_cleanable_dirty_ratio="0", delete_retention_ms=str(kept_ms))
+
+    def compacted() -> dict[bytes, bytes | None] | None:
+        """What is left once what must go has gone; every message may close a segment, which is then compacted."""
+        with producer(kafka) as client:
+            client.send(kafka.topic("items"), key=b"another", value=b"{}").get(timeout=10)
+        left = everything(kafka)
+        return None if (b"gone", b"{}") in left or ((b"gone", None) in left and not stays) else dict(left)
+
+    with producer(kafka) as client:
+        client.send(kafka.topic("items"), key=b"gone", value=b"{}").get(timeout=10)
+        client.send(kafka.topic("items"), key=b"gone", value=None).get(timeout=10)
+    left = wait_until(compacted)
+
+    assert (b"gone" in left) == stays
+
+
+def everything(kafka: KafkaSettings) -> list[tuple[bytes, bytes | None]]:
+    with consumer(kafka) as client:
+        tp = TopicPartition(kafka.topic("items"), 0)
+        client.assign([tp])
+        client.seek_to_beginning(tp)
+        end = client.end_offsets([tp])[tp]
+        found: list[tuple[bytes, bytes | None]] = []
+        while client.position(tp) < end:
+            found += [(record.key, record.value) for records in client.poll(200).values() for record in records]
+        return found
