@@ -97,10 +97,16 @@ class TrainerSettings(Section):
     """Pairs of successive items that the item-to-item baseline remembers; 8 bytes each."""
     max_items: Annotated[int, Field(ge=1)] = 1_000_000
     """Rows of the item table; the least recently used goes when another comes."""
-    publish_seconds: Annotated[float, Field(gt=0.0)] = 5.0
-    """Time between published checkpoints, in seconds, when something was learnt."""
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 8
-    """Checkpoints kept on disk per lineage; the live one and promoted ones always stay."""
+    publish_seconds: Annotated[float, Field(gt=0.0)] = 1.0
+    """Time between published versions, in seconds, when something was learnt."""
+    full_seconds: Annotated[float, Field(gt=0.0)] = 120.0
+    """Time between full checkpoints, in seconds: what a killed trainer learns again at most. Versions between them are
+    deltas.
+    """
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 4
+    """Full checkpoints kept per lineage; the live one and promoted ones always stay, and the deltas since the last but
+    one.
+    """
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of torch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
