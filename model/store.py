@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
 PARTIAL = ".partial"
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
 """The optional dependencies that a URL needs."""
 
@@ -99,7 +100,7 @@ def create(place: Place, content: bytes) -> None:
     """
     if isinstance(place, Path):
         with _written_aside(place, content) as aside:
-            os.link(aside, place)
+            _link(aside, place)
         sync_folder(place.parent)
         return
     with _as_os_errors(place):
@@ -177,6 +178,19 @@ def _written_aside(path: Path, content: bytes) -> Iterator[Path]:
         yield aside
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _link(aside: Path, path: Path) -> None:
+    """Gives the file its name, if nothing has that name; where a file system knows no hard links, by a rename."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        path.touch(exist_ok=False)  # of two who come here one succeeds
+        aside.replace(path)
 
 
 def _remove_local(path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import fsspec
 import hypothesis
 import pytest
+from moto.server import ThreadedMotoServer
 
 from deploy.local.kafka import LocalKafka
 from deploy.local.kafka_jvm import find_jvm
@@ -49,6 +52,33 @@ def kafka(broker: LocalKafka) -> Iterator[KafkaSettings]:
     yield settings
     with admin(settings) as client:
         client.delete_topics([name for name in client.list_topics() if name.startswith(settings.topic_prefix)])
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[str]:
+    """A real S3 server on a free port, moto's, and its bucket."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    variables = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3", use_listings_cache=False).mkdir("checkpoints")
+        yield "s3://checkpoints"
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(_s3_server: str) -> str:
+    """A folder that only this test has."""
+    return f"{_s3_server}/{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
