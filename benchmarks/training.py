@@ -1,33 +1,39 @@
-"""How many sequences a second does a training step learn, beside the textbook step and beside the machine's own rate?
+"""How many sequences a second does a training step learn, beside other steps and beside the machine's own rate?
 
-    .venv/bin/python -m benchmarks.training [--data FILE] [--quick]
+    .venv/bin/python -m benchmarks.training [--data FILE] [--quick] [--without-rectools]
 
 The paper's setting for MovieLens-1M: length 200, 2 blocks, 1 head, 50 units, batches of 128, binary cross-entropy with
-one negative, every item of a sequence predicted from those before it. Ours and the step of `benchmarks.textbook` learn
-the same batches in turn, with 1 and 2 threads. The floor is the time of the matrix products alone, without
-padding, attention by half (it is causal), at the rate that this machine reaches for products of these shapes. Then a
-step of every loss, with 256 shared negatives, beside BCE.
+one negative, every item of a sequence predicted from those before it. Ours, the step of `benchmarks.textbook` and that
+of RecTools (in an environment of its own, made by the first run) learn the same batches in turn, with 1 and 2 threads.
+The floor is the time of the matrix products alone, without padding, attention by half (it is causal), at the rate that
+torch reaches here for products of these shapes. Then a step of every loss, with 256 shared negatives, beside BCE; and
+what the optimiser's step costs with a million items.
 
 `--data` takes a parquet file of (user, item) in time order; without it users have as many items as MovieLens-1M's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from benchmarks.common import Baseline, Goal, Row, arguments, report, row
+from benchmarks.common import Baseline, Goal, Row, arguments, explained, report, row
+from benchmarks.peers import peer_python
 from benchmarks.textbook import TextbookStep
 from model.catalogue import PADDING
-from model.lengths import packed
 from model.losses import LOSSES, Positions
 from model.negatives import uniform
 from model.optimiser import RowAdam
@@ -43,6 +49,7 @@ WARM_UP = 2
 LENGTH_DECILES = [18, 24, 33, 44, 66, 96, 135, 190, 280, 400, 2_300]
 """Items per user of MovieLens-1M, from the shortest to the longest."""
 ITEMS = 3_416
+FEW_ITEMS, MANY_ITEMS, TOUCHED = 4_000, 1_000_000, 1_000
 SYNTHETIC_USERS = 2_000
 
 
@@ -51,27 +58,32 @@ class Batch(NamedTuple):
 
     row_BT: Tensor
     target_BT: Tensor
-    length_B: np.ndarray
+    negative_BT: Tensor
+
+
+Step = Callable[[Batch], float]
+"""Learns a batch and gives back the seconds that this took."""
 
 
 class Ours:
-    """The product's step: groups of similar length, row-wise Adam."""
+    """The product's step."""
 
-    def __init__(self, loss: str, *, negatives: tuple[int, ...] | None) -> None:
+    def __init__(self, loss: str, *, shared_negatives: int | None = None) -> None:
         self._loss = LOSSES[loss]
-        self._negatives = negatives
+        self._shared = shared_negatives
         self._rng = np.random.default_rng(1)
         self._sampler = uniform(np.arange(1, ITEMS + 1))
         self._model = SASRec(SETTINGS, capacity=ITEMS + 1, generator=torch.Generator().manual_seed(1))
         self._model.reset_rows(np.arange(1, ITEMS + 1), self._rng)
         self._optimiser = RowAdam(self._model, learning_rate=LEARNING_RATE)
 
-    def __call__(self, batch: Batch) -> None:
-        """Learns a batch; `negatives` of None are one for each position."""
+    def __call__(self, batch: Batch) -> float:
+        """One negative for each position, or some that all share."""
+        start = time.perf_counter()
         wanted_BT = batch.target_BT != PADDING
-        hidden_PD = self._model.encode(packed(batch.row_BT), rng=self._rng)
+        hidden_PD = self._model.states_at(batch.row_BT, wanted_BT, rng=self._rng)
         target_P = batch.target_BT[wanted_BT]
-        shape = (len(target_P), 1) if self._negatives is None else self._negatives
+        shape = (len(target_P), 1) if self._shared is None else (self._shared,)
         positions = Positions(
             hidden_PD=hidden_PD,
             target_P=target_P,
@@ -82,6 +94,7 @@ class Ours:
         )
         torch.autograd.backward(self._loss(positions))
         self._optimiser.step()
+        return time.perf_counter() - start
 
 
 class Textbook:
@@ -89,24 +102,66 @@ class Textbook:
 
     def __init__(self) -> None:
         torch.manual_seed(1)
-        self._rng = np.random.default_rng(1)
-        self._sampler = uniform(np.arange(1, ITEMS + 1))
         self._step = TextbookStep(SETTINGS, rows=ITEMS + 1, learning_rate=LEARNING_RATE)
 
-    def __call__(self, batch: Batch) -> None:
-        """Learns a batch."""
-        self._step(batch.row_BT, batch.target_BT, self._sampler.draw(tuple(batch.row_BT.shape), self._rng))
+    def __call__(self, batch: Batch) -> float:
+        """Its negatives are drawn already."""
+        start = time.perf_counter()
+        self._step(batch.row_BT, batch.target_BT, batch.negative_BT)
+        return time.perf_counter() - start
+
+
+class RecTools:
+    """RecTools' step, in a process of its own that sleeps between two steps."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self._process = process
+        self._file = folder / "batch.npz"
+
+    def __call__(self, batch: Batch) -> float:
+        """Its negatives are drawn already."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        x, y, negatives = (rows.numpy() for rows in batch)
+        np.savez(self._file, x=x, y=y, negatives=negatives[:, :, None])
+        print(self._file, file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise ValueError("RecTools' step ended: see above, or leave it out by --without-rectools")
+        return float(answer)
+
+
+@contextlib.contextmanager
+def rectools(*, threads: int) -> Iterator[RecTools]:
+    """RecTools' step, until the block ends."""
+    settings = SETTINGS.model_dump() | {
+        "threads": threads,
+        "batch": BATCH,
+        "learning_rate": LEARNING_RATE,
+        "items": ITEMS,
+    }
+    script = Path(__file__).with_name("rectools_step.py")
+    command = [str(peer_python()), "-W", "ignore", str(script), msgspec.json.encode(settings).decode()]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        yield RecTools(process, Path(folder))
 
 
 def main() -> None:
     """Measures and reports."""
     parser = arguments("sequences a second of a training step")
     parser.add_argument("--data", type=Path, help="parquet of (user, item) in time order")
+    parser.add_argument("--without-rectools", action="store_true", help="leave RecTools out")
     options = parser.parse_args()
     sequences = synthetic_sequences() if options.data is None else read_sequences(options.data)
     rounds = QUICK_ROUNDS if options.quick else ROUNDS
-    rows = [line for threads in (1, 2) for line in against_textbook(sequences, threads=threads, rounds=rounds)]
-    report("training", [*rows, *between_losses(sequences, rounds=rounds)])
+    rows = []
+    for threads in (1, 2):
+        with contextlib.nullcontext() if options.without_rectools else rectools(threads=threads) as peer:
+            rows += beside_others(sequences, peer, threads=threads, rounds=rounds)
+    report("training", [*rows, *between_losses(sequences, rounds=rounds), with_many_items(rounds=rounds)])
 
 
 def read_sequences(path: Path) -> list[np.ndarray]:
@@ -135,37 +190,44 @@ def batches(sequences: list[np.ndarray]) -> Iterator[Batch]:
         for index, items in enumerate(chosen):
             whole_BL[index, -len(items) :] = items
         target_BT = np.where(whole_BL[:, :-1] == PADDING, PADDING, whole_BL[:, 1:])
-        length_B = np.array([len(items) - 1 for items in chosen])
-        yield Batch(torch.from_numpy(whole_BL[:, :-1].copy()), torch.from_numpy(target_BT), length_B)
+        negative_BT = rng.integers(1, ITEMS + 1, size=target_BT.shape)
+        yield Batch(*map(torch.from_numpy, (whole_BL[:, :-1].copy(), target_BT, negative_BT)))
 
 
-def interleaved(
-    steps: Mapping[str, Callable[[Batch], None]], sequences: list[np.ndarray], *, rounds: int
-) -> dict[str, float]:
-    """Median seconds of each step, all of them on the same batches in turn."""
+def interleaved(steps: Mapping[str, Step], sequences: list[np.ndarray], *, rounds: int) -> dict[str, float]:
+    """Mean seconds of each step, all of them on the same batches in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for index, batch in zip(range(rounds + WARM_UP), batches(sequences), strict=False):
         for name, step in steps.items():
-            start = time.perf_counter()
-            step(batch)
+            took = step(batch)
             if index >= WARM_UP:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+                seconds[name].append(took)
+    return {name: statistics.fmean(times) for name, times in seconds.items()}
 
 
-def against_textbook(sequences: list[np.ndarray], *, threads: int, rounds: int) -> list[Row]:
-    """Ours beside the textbook step and beside the floor."""
+def beside_others(sequences: list[np.ndarray], peer: RecTools | None, *, threads: int, rounds: int) -> list[Row]:
+    """Ours beside the textbook step, RecTools' and the floor."""
     torch.set_num_threads(threads)
-    steps: dict[str, Callable[[Batch], None]] = {"ours": Ours("bce", negatives=None), "textbook": Textbook()}
+    steps: dict[str, Step] = {"ours": Ours("bce"), "textbook": Textbook()}
+    if peer is not None:
+        steps["rectools"] = peer
     seconds = interleaved(steps, sequences, rounds=rounds)
-    ours, textbook = BATCH / seconds["ours"], BATCH / seconds["textbook"]
-    floor = BATCH / floor_seconds(sequences)
-    unit = "sequences/s"
+    ours = BATCH / seconds["ours"]
+    baselines = {"textbook": ("textbook step", 5.0), "rectools": ("RecTools' step", 4.0)}
     what = f"BCE step, {threads} thread{'s' if threads > 1 else ''}"
-    return [
-        row(what, ours, unit=unit, baseline=Baseline("textbook step", textbook), goal=Goal("at least", 5.0)),
-        row(what, ours, unit=unit, baseline=Baseline("matrix products alone", floor), goal=Goal("at least", 0.25)),
+    rows = [
+        row(
+            what,
+            ours,
+            unit="sequences/s",
+            baseline=Baseline(baselines[name][0], BATCH / seconds[name]),
+            goal=Goal("at least", baselines[name][1]),
+        )
+        for name in steps
+        if name != "ours"
     ]
+    floor = Baseline("matrix products alone", BATCH / floor_seconds(sequences))
+    return [*rows, row(what, ours, unit="sequences/s", baseline=floor, goal=Goal("at least", 0.25))]
 
 
 def floor_seconds(sequences: list[np.ndarray]) -> float:
@@ -194,8 +256,8 @@ def _seconds(call: Callable[[], object]) -> float:
 def between_losses(sequences: list[np.ndarray], *, rounds: int) -> list[Row]:
     """A step of every loss beside BCE's with one negative."""
     torch.set_num_threads(1)
-    steps: dict[str, Callable[[Batch], None]] = {"plain": Ours("bce", negatives=None)}
-    steps |= {loss: Ours(loss, negatives=(SHARED_NEGATIVES,)) for loss in LOSSES}
+    steps: dict[str, Step] = {"plain": Ours("bce")}
+    steps |= {loss: Ours(loss, shared_negatives=SHARED_NEGATIVES) for loss in LOSSES}
     seconds = interleaved(steps, sequences, rounds=max(2, rounds // 2))
     plain = Baseline("BCE, one negative", 1e3 * seconds["plain"])
     goals = {"cross_entropy": Goal("at most", 1.8)}
@@ -205,5 +267,31 @@ def between_losses(sequences: list[np.ndarray], *, rounds: int) -> list[Row]:
     ]
 
 
+def with_many_items(*, rounds: int) -> Row:
+    """The optimiser's step on the same 1,000 rows, of many items and of few."""
+    torch.set_num_threads(1)
+    seconds = {items: _optimiser_seconds(items, rounds=rounds) for items in (FEW_ITEMS, MANY_ITEMS)}
+    return row(
+        f"optimiser's step on {TOUCHED:,} rows of {MANY_ITEMS:,}, 1 thread",
+        1e3 * seconds[MANY_ITEMS],
+        unit="ms",
+        baseline=Baseline(f"of {FEW_ITEMS:,}", 1e3 * seconds[FEW_ITEMS]),
+        goal=Goal("at most", 2.0),
+    )
+
+
+def _optimiser_seconds(items: int, *, rounds: int) -> float:
+    model = SASRec(SETTINGS, capacity=items + 1, generator=torch.Generator().manual_seed(1))
+    optimiser = RowAdam(model, learning_rate=LEARNING_RATE)
+    rng = np.random.default_rng(1)
+    seconds = []
+    for _ in range(5 * rounds + WARM_UP):
+        row_U = torch.from_numpy(rng.choice(items, size=TOUCHED, replace=False) + 1)
+        touched_UD = functional.embedding(row_U, model.item_RD, sparse=True)
+        torch.autograd.backward(touched_UD.sum() + sum(weight.sum() for weight in model.blocks.parameters()))
+        seconds.append(_seconds(optimiser.step))
+    return statistics.median(seconds[WARM_UP:])
+
+
 if __name__ == "__main__":
-    main()
+    explained(main)
