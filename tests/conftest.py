@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import time
@@ -12,7 +13,6 @@ from typing import Any
 import fsspec
 import hypothesis
 import pytest
-from moto.server import ThreadedMotoServer
 
 from deploy.local.kafka import LocalKafka
 from deploy.local.kafka_jvm import find_jvm
@@ -58,7 +58,8 @@ def kafka(broker: LocalKafka) -> Iterator[KafkaSettings]:
 def _s3_server() -> Iterator[str]:
     """A real S3 server on a free port, moto's, and its bucket."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto = importlib.import_module("moto.server")  # takes a second: only for those who need it
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
     variables = {
