@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import NamedTuple
 
 from stream.events import Cause, Request
@@ -34,11 +35,16 @@ def _key(work: Work) -> tuple[str, ...]:
     return (work.user_id,) if work.request is None else (work.user_id, work.request_id)
 
 
+class _Held(NamedTuple):
+    work: Work
+    until: float
+
+
 class Waiting:
     """Work until it is taken: at most `max_batch` at once, none waits longer than `max_wait_seconds` for company.
 
     A user's newer click takes the place of an older one that still waits: the older slate would never be looked at.
-    A request is always answered.
+    A request is always answered. One that waits for a click is held until it is released or its time is up.
     """
 
     def __init__(self, *, max_batch: int, max_wait_seconds: float) -> None:
@@ -46,9 +52,36 @@ class Waiting:
         self._max_wait_seconds = max_wait_seconds
         self._work: OrderedDict[tuple[str, ...], Work] = OrderedDict()
         self._oldest_at: float = 0.0
+        self._held: dict[str, list[_Held]] = {}
+        self.held = 0
+        """Requests that wait for a click."""
 
     def __len__(self) -> int:
-        return len(self._work)
+        return len(self._work) + self.held
+
+    def hold(self, work: Work, *, until: float) -> None:
+        """Lets a request wait for a click of its user, at most until then."""
+        self._held.setdefault(work.user_id, []).append(_Held(work, until))
+        self.held += 1
+
+    def release(self, user_id: str, *, now: float, is_fresh: Callable[[Work], bool]) -> None:
+        """A click of the user came: whoever waited for it is due now."""
+        if user_id in self._held:
+            self._let_go(user_id, lambda held: is_fresh(held.work), now)
+
+    def release_overdue(self, now: float) -> None:
+        """Those that have waited long enough are answered from what is known."""
+        for user_id in list(self._held):
+            self._let_go(user_id, lambda held: held.until <= now, now)
+
+    def _let_go(self, user_id: str, is_due: Callable[[_Held], bool], now: float) -> None:
+        held = self._held.pop(user_id)
+        due = [one for one in held if is_due(one)]
+        if len(due) < len(held):
+            self._held[user_id] = [one for one in held if one not in due]
+        self.held -= len(due)
+        for one in due:
+            self.add(one.work, now=now)
 
     def add(self, work: Work, *, now: float) -> bool:
         """Lets `work` wait; True where it took the place of older work of the same user."""
@@ -65,7 +98,8 @@ class Waiting:
     def seconds_left(self, now: float) -> float | None:
         """How long company may still be waited for: 0 means take now, None that nobody waits."""
         if not self._work:
-            return None
+            held = [one.until for user in self._held.values() for one in user]
+            return max(0.0, min(held) - now) if held else None
         if len(self._work) >= self._max_batch:
             return 0.0
         return max(0.0, self._oldest_at + self._max_wait_seconds - now)
@@ -80,10 +114,16 @@ class Waiting:
         dropped = set(sources)
         for key in [key for key, work in self._work.items() if work.source in dropped]:
             del self._work[key]
+        for user_id in list(self._held):
+            kept = [one for one in self._held.pop(user_id) if one.work.source not in dropped]
+            if kept:
+                self._held[user_id] = kept
+        self.held = sum(map(len, self._held.values()))
 
     def first_offsets(self) -> dict[Source, int]:
         """Per source the lowest offset that still waits: nothing at or behind it may be committed."""
         lowest: dict[Source, int] = {}
-        for work in self._work.values():
+        held = (one.work for user in self._held.values() for one in user)
+        for work in chain(self._work.values(), held):
             lowest[work.source] = min(work.offset, lowest.get(work.source, work.offset))
         return lowest

@@ -8,8 +8,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from stream.events import Cause
+from stream.events import Cause, Request
 from stream.topics import CLICKS
+
+
+class _Times(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    newest_ms: int = 0
+
+
+class _Applied(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    clicks: int = -1
 
 
 class History(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -17,9 +25,11 @@ class History(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     items: tuple[str, ...] = ()
     """Oldest first."""
-    times: msgspec.Raw = msgspec.Raw()
+    times: _Times = _Times()
+    """Only the newest is read."""
     clicks_applied: int = 0
-    applied: msgspec.Raw = msgspec.Raw()
+    applied: _Applied = _Applied()
+    """Only that of `clicks` is read."""
     click: tuple[int, int, int] | None = None
 
     @property
@@ -31,11 +41,32 @@ class History(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return Cause(topic=CLICKS, partition=partition, offset=offset, arrived_at_ms=arrived_at_ms)
 
 
+class Known(NamedTuple):
+    """How much of a user is known."""
+
+    clicks_applied: int
+    """Clicks ever folded into the sequence."""
+    click_offset: int
+    """The highest offset of `clicks` that was folded in, whatever came of it; -1 before the first."""
+    newest_ms: int
+    """Event time of the newest click."""
+
+    def reaches(self, request: Request) -> bool:
+        """Whether the clicks are in that the request waits for."""
+        offset, at_ms = request.fresh_through_offset, request.fresh_through_ms
+        return (offset is None or self.click_offset >= offset) and (at_ms is None or self.newest_ms >= at_ms)
+
+
+NOBODY = Known(0, -1, 0)
+
+
 class _Kept(NamedTuple):
     partition: int
     items: bytes
     """MessagePack: half a kilobyte for a hundred items instead of six, and nothing for the garbage collector."""
     click_offset: int | None
+    """Of the click last answered."""
+    known: Known
 
 
 _encode_items = msgspec.msgpack.Encoder().encode
@@ -78,7 +109,7 @@ class Histories:
         cause, before = history.cause, self._kept.get(user_id)
         last = None if before is None else before.click_offset
         offset = last if cause is None else cause.offset
-        self._kept[user_id] = _Kept(partition, _encode_items(history.items), offset)
+        self._kept[user_id] = _Kept(partition, _encode_items(history.items), offset, _known(history))
         self._kept.move_to_end(user_id)
         if len(self._kept) > self._max_users:
             self._kept.popitem(last=False)
@@ -93,7 +124,20 @@ class Histories:
         kept = self._kept.get(user_id)
         return () if kept is None else _items_decoder().decode(kept.items)
 
+    def known(self, user_id: str) -> Known:
+        """How much is known of a user."""
+        kept = self._kept.get(user_id)
+        return NOBODY if kept is None else kept.known
+
+    def has(self, user_id: str) -> bool:
+        """Whether anything is known of a user."""
+        return user_id in self._kept
+
     def forget(self, partitions: frozenset[int]) -> None:
         """Another worker has these users now."""
         for user_id in [user_id for user_id, kept in self._kept.items() if kept.partition in partitions]:
             del self._kept[user_id]
+
+
+def _known(history: History) -> Known:
+    return Known(history.clicks_applied, history.applied.clicks, history.times.newest_ms if history.items else 0)

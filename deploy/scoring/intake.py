@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -19,17 +19,33 @@ from stream.decoding import decode_event
 from stream.events import Cause, Request
 from stream.topics import REQUESTS, SEQUENCES
 
-Clicked = Callable[[str], None]
-"""Takes the item of a click that was not seen before."""
+MAX_HELD = 5_000
+"""Requests that wait for a click at once; the next are answered from what is known."""
+
+
+class Clicked(Protocol):
+    """Hears of clicks that were not seen before."""
+
+    def __call__(self, items: tuple[str, ...], *, met: bool) -> None:
+        """The user's items, oldest first, the last one just clicked; `met` where the user was not known before."""
 
 
 class Intake:
     """What is known of users, and who waits for a slate."""
 
-    def __init__(self, waiting: Waiting, histories: Histories, *, max_future_seconds: int, refuse: Refuse) -> None:
+    def __init__(
+        self,
+        waiting: Waiting,
+        histories: Histories,
+        *,
+        max_future_seconds: int,
+        max_fresh_wait_ms: int,
+        refuse: Refuse,
+    ) -> None:
         self.waiting = waiting
         self.histories = histories
         self._max_future_ms = max_future_seconds * 1_000
+        self._max_fresh_wait_ms = max_fresh_wait_ms
         self._refuse = refuse
         self._already_answered: frozenset[str] = frozenset()
 
@@ -49,10 +65,28 @@ class Intake:
                 self._wait(work)
 
     def _wait(self, work: Work) -> None:
+        now = time.monotonic()
         if work.request_id in self._already_answered:
             self.waiting.supersede(work)
-        elif self.waiting.add(work, now=time.monotonic()):
+        elif (until := self._patient_until(work, now)) is not None:
+            self.waiting.hold(work, until=until)
+        elif self.waiting.add(work, now=now):
             metrics.COALESCED.inc()
+
+    def _patient_until(self, work: Work, now: float) -> float | None:
+        """Until when a request waits for its click, by its arrival in Kafka; None where it need not or must not."""
+        request = work.request
+        if request is None or not request.wants_fresh or self.waiting.held >= MAX_HELD:
+            return None
+        if self.histories.known(work.user_id).reaches(request):
+            return None
+        wait_ms = self._max_fresh_wait_ms if request.wait_ms is None else min(request.wait_ms, self._max_fresh_wait_ms)
+        until = now + (work.cause.arrived_at_ms + wait_ms) / 1_000 - time.time()
+        return until if until > now else None
+
+    def _is_fresh(self, work: Work) -> bool:
+        assert work.request is not None, "only requests are held"
+        return self.histories.known(work.user_id).reaches(work.request)
 
     def _sequence(self, source: Source, record: Any, clicked: Clicked) -> Work | None:  # noqa: ANN401 - kafka-python
         """Only a click asks for a slate: what was served comes back here, too, and must not be answered for ever."""
@@ -65,10 +99,12 @@ class Intake:
         except msgspec.DecodeError as error:
             structlog.get_logger().error("sequence skipped", reason=str(error), source=source, offset=record.offset)
             return None
+        met = not self.histories.has(user_id)
         cause = self.histories.put(user_id, history, partition=source.partition)
+        self.waiting.release(user_id, now=time.monotonic(), is_fresh=self._is_fresh)
         if cause is None:
             return None
-        clicked(history.items[-1])
+        clicked(history.items, met=met)
         request_id = f"{cause.topic}-{cause.partition}-{cause.offset}"
         return Work(user_id, request_id, cause, source, record.offset)
 

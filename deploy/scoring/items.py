@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,6 +17,14 @@ from stream.topics import ITEMS
 
 Refuse = Callable[[Any, UnreadableError], None]
 """Takes a record that cannot be read, and why."""
+
+
+class Standing(NamedTuple):
+    """What the newest record of an item says."""
+
+    item_id: str
+    available: bool
+    category: str | None
 
 
 class Items:
@@ -33,6 +41,8 @@ class Items:
         self.withdrawn: frozenset[str] = frozenset()
         """Replaced as a whole, never changed: a batch that holds it sees one state."""
         self.available: frozenset[str] = frozenset()
+        """Replaced with every change, of categories, too."""
+        self.categories: dict[str, str] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Follows the topic until `stop`; for a thread of its own."""
@@ -41,22 +51,29 @@ class Items:
             self.ready.set()
 
     def _apply(self, changes: Mapping[bytes, Any]) -> None:
-        standing = {}
+        standing: dict[str, bool] = {}
         for record in changes.values():
             try:
-                item_id, available = read_item(record.key, record.value)
+                item_id, available, category = read_item(record.key, record.value)
             except UnreadableError as error:
                 self._refuse(record, error)
             else:
                 standing[item_id] = available
+                self._file(item_id, category)
         gone = {item_id for item_id, available in standing.items() if not available}
         here = standing.keys() - gone
         self.withdrawn = (self.withdrawn | gone) - here
         self.available = (self.available | here) - gone
 
+    def _file(self, item_id: str, category: str | None) -> None:
+        if category is None:
+            self.categories.pop(item_id, None)
+        else:
+            self.categories[item_id] = category
 
-def read_item(key: bytes, value: bytes | None) -> tuple[str, bool]:
-    """The item a record speaks of, and whether it may be served; a tombstone withdraws it.
+
+def read_item(key: bytes, value: bytes | None) -> Standing:
+    """What a record says of its item; a tombstone withdraws it.
 
     Raises:
         UnreadableError: no item, or one under another's key.
@@ -70,7 +87,9 @@ def read_item(key: bytes, value: bytes | None) -> tuple[str, bool]:
         raise UnreadableError("malformed", f"not JSON: {error}") from error
     if item is not None and item.item_id != item_id:
         raise UnreadableError("key", "the key is not the item_id in UTF-8; send it, so that the newest counts")
-    return item_id, item is not None and item.available
+    if item is None:
+        return Standing(item_id, available=False, category=None)
+    return Standing(item_id, item.available, item.category)
 
 
 @functools.cache

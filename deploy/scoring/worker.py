@@ -29,6 +29,7 @@ from kafka.errors import KafkaTimeoutError
 from deploy.scoring import metrics
 from deploy.scoring.answers import Answers
 from deploy.scoring.batching import Waiting, Work
+from deploy.scoring.counted import Counted
 from deploy.scoring.histories import Histories
 from deploy.scoring.inputs import Inputs
 from deploy.scoring.intake import Intake
@@ -36,7 +37,7 @@ from deploy.scoring.items import Items
 from deploy.scoring.models import Models
 from deploy.scoring.report import Report
 from deploy.scoring.shelf import ColdShelf
-from deploy.scoring.slates import Query, Slates
+from deploy.scoring.slates import Query, Slates, Stock
 from deploy.settings import Settings
 from stream.cloud_events import cloud_event_headers
 from stream.events import Recommendation
@@ -107,10 +108,12 @@ class ScoringWorker:
             self._waiting,
             self._histories,
             max_future_seconds=settings.stream.max_future_seconds,
+            max_fresh_wait_ms=scoring.max_fresh_wait_ms,
             refuse=answers.refuse,
         )
         self._cold = ColdShelf(max_items=trainer.max_items, half_life_clicks=trainer.popular_half_life)
         self._slates = Slates(settings.policy)
+        self._counted = Counted(trainer) if self._slates.need_counts else None
         self._slate_size = settings.policy.slate_size
         self._report = Report()
         self._encode = msgspec.json.Encoder().encode
@@ -124,6 +127,7 @@ class ScoringWorker:
             self._read(inputs)  # 1.
         if inputs.moving:
             return
+        self._waiting.release_overdue(time.monotonic())
         if self._waiting.seconds_left(time.monotonic()) == 0.0:
             self._answer(self._waiting.take())  # 2.
         if time.monotonic() >= self._commit_at_seconds:
@@ -143,52 +147,68 @@ class ScoringWorker:
         inputs.commit(self._answers.done(self._waiting.first_offsets(), inputs.next_offset))  # 4.
 
     def _read(self, inputs: Inputs) -> None:
-        wait_seconds = None if inputs.moving else self._waiting.seconds_left(time.monotonic())
+        left_seconds = self._waiting.seconds_left(time.monotonic())
+        wait_seconds = IDLE_SECONDS if left_seconds is None else left_seconds
         room = max(1, READ_AHEAD - len(self._waiting))
-        arrived = inputs.poll(timeout_seconds=IDLE_SECONDS if wait_seconds is None else wait_seconds, limit=room)
+        arrived = inputs.poll(timeout_seconds=min(IDLE_SECONDS, wait_seconds), limit=room)
         moved = inputs.rebalanced()
         if moved is not None:
             self._intake.rebalanced(moved)
             self._answers.begin(moved)
-        clicked = self._cold.click if self.models.live is None else _ignore
         for source, records in arrived:
-            self._intake.read(source, records, answer_from=inputs.answer_from(source), clicked=clicked)
+            self._intake.read(source, records, answer_from=inputs.answer_from(source), clicked=self._clicked)
         self._tell_progress(inputs.rebuild())
+
+    def _clicked(self, items: tuple[str, ...], *, met: bool) -> None:
+        """Counts what is recommended by counting; the model counts by itself."""
+        if self.models.live is None:
+            self._cold.click(items[-1])
+        if self._counted is not None and met:
+            self._counted.met(items)
+        elif self._counted is not None:
+            self._counted.click(items[-2] if len(items) > 1 else None, items[-1])
 
     def _answer(self, batch: list[Work]) -> None:
         """From one shelf and one state of withdrawals: both are taken once."""
         began = time.monotonic()
-        withdrawn = self.items.withdrawn
-        shelf = self.models.live or self._cold.shelf(self.items.available)
+        withdrawn, available, categories = self.items.withdrawn, self.items.available, self.items.categories
         queries = [self._query(work) for work in batch]
         now_ms = _now_ms()
-        slates = self._slates.draw(shelf, queries, withdrawn=withdrawn, now_ms=now_ms)
+        with self.models.borrowed() as live:
+            shelf = live or self._cold.shelf(available)
+            stock = Stock(shelf, withdrawn, available, categories, self._counted, now_ms)
+            slates = self._slates.draw(stock, queries)
         for work, slate in zip(batch, slates, strict=True):
+            if slate is None:
+                metrics.ELSEWHERE.inc()
+                continue
             headers = cloud_event_headers(
                 event_id=slate.request_id, kind="recommendation", source=RECOMMENDATIONS, at_ms=now_ms
             )
             self._answers.send(work, self._encode(slate), headers)
-        self._unacknowledged += slates
+            self._unacknowledged.append(slate)
         metrics.BATCH_USERS.observe(len(batch))
         metrics.BATCH_SECONDS.observe(time.monotonic() - began)
 
     def _query(self, work: Work) -> Query:
-        items = self._histories.items_of(work.user_id)
+        items, known = self._histories.items_of(work.user_id), self._histories.known(work.user_id)
         request = work.request
+        query = Query(work.user_id, work.request_id, work.cause, items, self._slate_size)
+        query = query._replace(sequence_position=known.clicks_applied)
         if request is None:
-            return Query(work.user_id, work.request_id, work.cause, items, self._slate_size)
-        size = request.k or self._slate_size
-        return Query(work.user_id, work.request_id, work.cause, items, size, request.candidates, request.exclude)
+            return query
+        return query._replace(
+            slate_size=request.k or self._slate_size,
+            candidates=request.candidates,
+            exclude=request.exclude,
+            is_fresh=known.reaches(request) if request.wants_fresh else None,
+        )
 
     def _tell_progress(self, progress: tuple[int, int] | None) -> None:
         if progress is not None and time.monotonic() >= self._progress_at_seconds:
             self._progress_at_seconds = time.monotonic() + PROGRESS_SECONDS
             read, total = progress
             structlog.get_logger().info("histories are rebuilding", read=read, total=total, users=len(self._histories))
-
-
-def _ignore(_item_id: str) -> None:
-    """The model counts clicks by itself."""
 
 
 def _now_ms() -> int:

@@ -64,6 +64,41 @@ def test_a_user_waits_for_company_until_the_batch_is_full_or_time_is_up() -> Non
     assert line.seconds_left(10.25) == 0.0
 
 
+def test_a_request_that_waits_for_a_click_is_held_until_it_comes_and_is_not_committed_past() -> None:
+    line = waiting(click("a", 5))
+    line.hold(request("b", 3), until=2.0)
+
+    line.release("a", now=0.0, is_fresh=lambda _: True)
+    assert [work.user_id for work in line.take()] == ["a"]
+    assert line.first_offsets() == {REQUESTS: 3}
+
+    line.release("b", now=0.5, is_fresh=lambda _: False)
+    assert line.take() == []
+    line.release("b", now=0.5, is_fresh=lambda _: True)
+    assert ([work.user_id for work in line.take()], line.held) == (["b"], 0)
+
+
+def test_a_held_request_is_due_when_its_time_is_up() -> None:
+    line = waiting()
+    line.hold(request("a", 0), until=2.0)
+    line.hold(request("a", 1), until=3.0)
+
+    assert line.seconds_left(1.5) == 0.5
+    line.release_overdue(2.0)
+
+    assert [work.request_id for work in line.take()] == ["request-0"]
+    assert line.first_offsets() == {REQUESTS: 1}
+
+
+def test_held_requests_of_another_worker_do_not_wait_any_more() -> None:
+    line = waiting()
+    line.hold(request("a", 0), until=2.0)
+
+    line.drop([REQUESTS])
+
+    assert (len(line), line.held, line.first_offsets()) == (0, 0, {})
+
+
 def test_what_another_worker_answers_now_does_not_wait_any_more() -> None:
     elsewhere = Source("sequences", 1)
     line = waiting(click("a", 0), click("b", 7, elsewhere))

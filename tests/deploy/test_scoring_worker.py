@@ -27,7 +27,7 @@ from model.checkpoint import CATALOGUE, MANIFEST, MODEL, WrittenCheckpoint
 from stream.clients import consumer, producer
 from stream.dead_letters import EXCEPTION
 from stream.events import Item, ModelAnnouncement, Recommendation, Request
-from stream.sequences import UserState, encode_state, times_of
+from stream.sequences import Applied, UserState, encode_state, times_of
 from stream.settings import KafkaSettings
 from stream.topics import DEAD_LETTER_SUFFIX, ITEMS, MODELS, RECOMMENDATIONS, REQUESTS, SEQUENCES
 
@@ -55,7 +55,10 @@ class World:
     def click(self, user_id: str, offset: int, *items: str) -> None:
         """The state that the stream worker writes after the click at `offset` of `clicks`."""
         times = times_of(range(EVENT_MS, EVENT_MS + 1_000 * len(items), 1_000))
-        state = UserState(items=items, times=times, clicks_applied=len(items), click=(0, offset, EVENT_MS))
+        applied = Applied(clicks=offset)
+        state = UserState(
+            items=items, times=times, clicks_applied=len(items), applied=applied, click=(0, offset, EVENT_MS)
+        )
         self._send(SEQUENCES, user_id, encode_state(state))
 
     def slates_came_back(self, user_id: str, *items: str) -> None:
@@ -69,9 +72,18 @@ class World:
         k: int | None = None,
         candidates: tuple[str, ...] | None = None,
         exclude: tuple[str, ...] = (),
+        fresh_through_offset: int | None = None,
+        wait_ms: int | None = None,
     ) -> None:
         asked = Request(
-            event_id=event_id, user_id=user_id, timestamp_ms=EVENT_MS, k=k, candidates=candidates, exclude=exclude
+            event_id=event_id,
+            user_id=user_id,
+            timestamp_ms=EVENT_MS,
+            k=k,
+            candidates=candidates,
+            exclude=exclude,
+            fresh_through_offset=fresh_through_offset,
+            wait_ms=wait_ms,
         )
         self._send(REQUESTS, user_id, msgspec.json.encode(asked))
 
@@ -107,6 +119,13 @@ class World:
         """The slates of these requests, once each stands there exactly once."""
         found = [slate for slate in self.slates() if slate.request_id in request_ids]
         return {slate.request_id: slate for slate in found} if len(found) == len(request_ids) else {}
+
+    def ours(self, request_id: str) -> list[bytes]:
+        """Raw slates of this request that a scoring worker made."""
+        while arrived := self._reader.poll(timeout_ms=50):
+            self.records += [record for records in arrived.values() for record in records]
+        values = [record.value or b"" for record in self.records]
+        return [value for value in values if request_id.encode() in value and b'"seed"' in value]
 
     def has_more_slates_than(self, number: int) -> bool:
         return len(self.slates()) > number
@@ -203,6 +222,42 @@ def test_a_request_says_how_many_among_which_and_without_which(
     assert (answers["unknown"].policy, len(items["unknown"])) == ("popular", 10)
     assert answers["unknown"].cause is not None
     assert answers["unknown"].cause.topic == "requests"
+
+
+def test_a_request_waits_for_the_click_that_it_names_and_says_when_it_did_not_come(
+    world: World, settings: Settings, write_model: WriteModel, wait_until: WaitUntil
+) -> None:
+    patient = settings.scoring.model_copy(update={"max_fresh_wait_ms": 60_000})
+    world.announce(write_model(version=1, items=CATALOGUE_ITEMS))
+    with running(settings.model_copy(update={"scoring": patient})):
+        world.click("ann", 0, "item-1")
+        wait_until(lambda: world.answers("clicks-0-0"))
+        world.request("ann", "too late", fresh_through_offset=7, wait_ms=1)
+        world.request("ann", "known", fresh_through_offset=0)
+        world.request("ann", "in time", fresh_through_offset=7)
+        before = wait_until(lambda: world.answers("too late", "known"))
+        assert not world.answers("in time")
+        world.click("ann", 7, "item-1", "item-2")
+        after = wait_until(lambda: world.answers("in time"))["in time"]
+
+    assert (before["too late"].is_fresh, before["too late"].sequence_position) == (False, 1)
+    assert (before["known"].is_fresh, before["known"].sequence_position) == (True, 1)
+    assert (after.is_fresh, after.sequence_position, after.history_length) == (True, 2, 2)
+
+
+def test_what_others_write_to_recommendations_neither_stops_a_successor_nor_answers_for_it(
+    world: World, settings: Settings, write_model: WriteModel, wait_until: WaitUntil
+) -> None:
+    world.announce(write_model(version=1, items=CATALOGUE_ITEMS))
+    with running(settings, member="the-worker"):
+        world.request("ann", "first")
+        wait_until(lambda: world.answers("first"))
+    foreign = b'{"request_id":"second","user_id":"ann","policy":"acme","generated_at_ms":1700000000000,"items":[]}'
+    for value in (b"not json", b"\xff", b"[]", None, foreign):
+        world.send_raw(RECOMMENDATIONS, b"ann", value)
+    world.request("ann", "second")
+    with running(settings, member="the-worker"):
+        wait_until(lambda: world.ours("second"))
 
 
 def test_before_the_first_model_users_get_popular_items(

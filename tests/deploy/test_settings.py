@@ -162,3 +162,13 @@ def test_a_mapping_survives_being_printed_and_read_again(tmp_path: Path) -> None
     (tmp_path / "printed.toml").write_text(settings_document(settings))
 
     assert load_settings(tmp_path / "printed.toml") == settings
+
+
+def test_recommenders_that_share_the_surface_stand_in_the_document_and_lead_back(tmp_path: Path) -> None:
+    arms = {"sasrec": {"share": 0.75}, "hits of the week": {"share": 0.25, "ranker": "popular", "temperature": 0.0}}
+    first = load_settings(policy={"arms": arms})
+    file = tmp_path / "settings.toml"
+
+    file.write_text(settings_document(first))
+
+    assert load_settings(file).policy == first.policy
