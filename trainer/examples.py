@@ -44,6 +44,10 @@ class Read(NamedTuple):
     unreadable: list[Unreadable]
     announcements: list[ModelAnnouncement]
 
+    def in_order(self) -> Read:
+        """By partition and then in the order of the topic, in however many polls it came: so it is learnt again."""
+        return self._replace(examples=sorted(self.examples, key=lambda example: example.id.partition))
+
     def then(self, more: Read) -> Read:
         """This and what came after it."""
         return Read(
@@ -102,7 +106,7 @@ class ExampleReader:
                 break
             most = patience.most - len(gathered.examples)
             gathered = gathered.then(self.read(most=most, timeout_seconds=min(left, POLL_SECONDS)))
-        return gathered
+        return gathered.in_order()
 
     def read(self, *, most: int, timeout_seconds: float) -> Read:
         """At most so many records, as soon as there are any."""

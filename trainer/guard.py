@@ -29,6 +29,16 @@ class Guard(msgspec.Struct):
 
     losses: list[float] = []
     sizes: list[int] = []
+    batches: int = 0
+    """Micro-batches learnt since the lineage began."""
+    wary: list[int] = []
+    """Which of the last ones were learnt warily; whoever learns them again must do the same (trainer/rerun.py)."""
+
+    def count(self, *, wary: bool) -> None:
+        """One more micro-batch."""
+        if wary:
+            self.wary = [*self.wary, self.batches][-WINDOW:]
+        self.batches += 1
 
     def z_score(self, loss: float, *, examples: int) -> float:
         """How far above the usual a loss lies, in robust standard deviations; 0 while too little is known."""

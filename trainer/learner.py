@@ -147,6 +147,7 @@ class Learner:
         stepped = self.step(self._micro(lesson, replayed), ceiling=self._ceiling(lesson, mode))
         refused = [] if stepped.fault is None else self._learn_parts(lesson, mode)
         z_score = self._watch(stepped, lesson)
+        self.guard.count(wary=mode == "wary")
         # 5.
         self._remember(clicks, weights, but=[one.example for one in refused])
         self._count(clicks, trained=len(examples) - len(refused))

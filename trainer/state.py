@@ -109,6 +109,24 @@ def read_cut(path: Place) -> Cut:
     return _document(path).cut
 
 
+def read_boundaries(path: Place) -> tuple[dict[int, int], ...]:
+    """Where each micro-batch since the checkpoint before ended, per partition of `examples`.
+
+    Raises:
+        BrokenCheckpointError: absent, altered or unreadable.
+    """
+    return _document(path).boundaries
+
+
+def read_guard(path: Place) -> Guard:
+    """How many micro-batches the learner has behind it, and which of them were learnt warily.
+
+    Raises:
+        BrokenCheckpointError: absent, altered or unreadable.
+    """
+    return _document(path).guard
+
+
 def _document(path: Place) -> TrainerDocument:
     raw = read_document(path, read_manifest(path), TRAINER)
     try:

@@ -19,6 +19,7 @@ COMMANDS = {
     "up": "deploy.cli.up:up",
     "run": "deploy.cli.run:run",
     "retrain": "deploy.cli.retrain:retrain",
+    "rerun": "deploy.cli.rerun:rerun",
     "kafka": "deploy.cli.kafka:app",
     "topics": "deploy.cli.topics:app",
     "accounts": "deploy.cli.accounts:accounts",
@@ -32,7 +33,7 @@ COMMANDS = {
 """Where each command stands: a function, or a typer app for a command with sub-commands."""
 
 
-CLIENTS = frozenset({"run", "retrain", "topics", "accounts", "dlq", "produce", "replay", "watch"})
+CLIENTS = frozenset({"run", "retrain", "rerun", "topics", "accounts", "dlq", "produce", "replay", "watch"})
 """Commands that talk to a Kafka which runs already."""
 
 

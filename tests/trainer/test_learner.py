@@ -80,12 +80,10 @@ def test_a_learner_that_was_killed_and_resumed_ends_in_the_bytes_of_an_undisturb
     assert resumed.catalogue.to_document() == undisturbed.catalogue.to_document()
 
 
-def test_the_cut_and_the_ends_of_the_micro_batches_stand_in_the_checkpoint(tmp_path: Path) -> None:
+def test_the_cut_stands_in_the_checkpoint(tmp_path: Path) -> None:
     cut = Cut(offsets={0: 7, 1: 3}, marks={"clicks": {0: (6, 0)}})
 
-    written = write(
-        Learner(MODEL, TRAINER), cut, root=tmp_path, lineage="lineage", version=1, boundaries=({0: 4}, {0: 7, 1: 3})
-    )
+    written = write(Learner(MODEL, TRAINER), cut, root=tmp_path, lineage="lineage", version=1)
 
     assert read_cut(written.path) == cut
 
