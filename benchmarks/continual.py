@@ -8,8 +8,11 @@ and MRR@20 averaged over the cycles. Network and memory as published: 2 blocks, 
 0.3, at most 30,000 replayed sequences. The loss is the trainer's (softmax over sampled items), a step learns 64
 sessions, and the rate falls along a cosine from 3e-3 over eight passes of the first week, from 1e-3 over three of every
 other: a warm restart, not early stopping. All arms go on from one model of the first week, by the trainer's own step,
-replay, restraints and new rows; `joint` is made anew in every cycle from all weeks so far, as the first model was. The
-stream learns each week once, click by click in the order of arrival, in micro-batches, as the running trainer does.
+replay, restraints and new rows; `joint` is made anew in every cycle from all weeks so far, as the first model was.
+
+The second half is the same events as a stream: nothing is learnt twice but by replay, click by click in the order of
+arrival, in micro-batches, each predicted before it is learnt, by the path that the running trainer takes; tested after
+every week like the others.
 
 `--quick` does the first four cycles, some twenty minutes of one core. What was seen is kept cycle by cycle (with a
 checkpoint), so that an interrupted run goes on; CPU seconds are those of learning alone.
@@ -23,7 +26,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Literal, NamedTuple
@@ -38,6 +41,7 @@ from trainer.batch import Stretch
 from trainer.cut import Cut
 from trainer.learner import Learner
 from trainer.passes import rate_at
+from trainer.prequential import RANKERS
 from trainer.publish import write
 from trainer.settings import TrainerSettings
 from trainer.state import resume
@@ -81,7 +85,7 @@ ARMS = {
     "dropout": Arm({}),
     "replay": Arm({}, replay_share=1.0),
     "joint": Arm({}, way="anew"),
-    "stream": Arm({"replay_share": 1.0, "learning_rate": 1e-3}, way="stream"),
+    "stream": Arm({}, way="stream", replay_share=1.0),
     "replay per item": Arm({"replay_choice": "per_item"}, replay_share=1.0),
     "replay by herding": Arm({"replay_choice": "herding"}, replay_share=1.0),
     "replay with distillation": Arm({"distillation": 1.0}, replay_share=1.0),
@@ -99,6 +103,8 @@ class Cycle(NamedTuple):
     score: Score
     cpu_seconds: float
     """Of learning it, the test left out."""
+    foreseen: Mapping[str, tuple[float, float]] = {}
+    """The stream's HR@10 and NDCG@10, every click before it was learnt, since the beginning; by ranker."""
 
 
 class Kept:
@@ -115,7 +121,7 @@ class Kept:
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         found = (json.loads(line) for line in lines)
         return [
-            Cycle(one["arm"], one["week"], Score(*one["score"]), one["cpu_seconds"])
+            Cycle(one["arm"], one["week"], Score(*one["score"]), one["cpu_seconds"], one.get("foreseen", {}))
             for one in found
             if one["arm"] in {FIRST_WEEK, *ARMS} and one["of"] == self._of(one["arm"])
         ]
@@ -130,8 +136,9 @@ class Kept:
         shutil.rmtree(lineage / f"{version - 1:08d}", ignore_errors=True)
 
     def learner(self, arm: str, week: int) -> Learner:
-        """As it was after that week, with the settings of an arm; every arm begins from the first week's model."""
-        path = self.folder / self._lineage(FIRST_WEEK if week == 0 else arm) / f"{week + 1:08d}"
+        """As it was after that week, with the settings of an arm; all but the stream share the first week's model."""
+        is_shared = week == 0 and ARMS[arm].way != "stream"
+        path = self.folder / self._lineage(FIRST_WEEK if is_shared else arm) / f"{week + 1:08d}"
         learner = resume(path, settings_of(ARMS[arm])).learner
         network = learner.network
         network.settings = network.settings.model_copy(update={"dropout": ARMS[arm].dropout})
@@ -175,15 +182,18 @@ def settings_of(arm: Arm) -> TrainerSettings:
 
 def go_on(kept: Kept, weeks: Sequence[Week], *, arm: str, week: int) -> None:
     """Learns a week and is tested on the next one."""
-    if week == 0:
+    is_stream = ARMS[arm].way == "stream"
+    if week == 0 and not is_stream:
         cycle = _first_week(kept, weeks)._replace(arm=arm)
         kept.add(cycle, None)
     else:
-        learner = Learner(NETWORK, settings_of(ARMS[arm])) if ARMS[arm].way == "anew" else kept.learner(arm, week - 1)
+        is_new = ARMS[arm].way == "anew" or week == 0
+        learner = Learner(NETWORK, settings_of(ARMS[arm])) if is_new else kept.learner(arm, week - 1)
         began = time.process_time()
         _learn(learner, weeks, week, arm=ARMS[arm])
         seconds = time.process_time() - began
-        cycle = Cycle(arm, week, _tested(learner, weeks, week), seconds)
+        foreseen = _foreseen(learner) if is_stream else {}
+        cycle = Cycle(arm, week, _tested(learner, weeks, week), seconds, foreseen)
         kept.add(cycle, learner)
     print(cycle, file=sys.stderr, flush=True)
 
@@ -258,7 +268,6 @@ def passes(learner: Learner, sessions: Sequence[Session], plan: Plan, *, replay_
 
 def stream(learner: Learner, week: Week) -> None:
     """Once, in the order of arrival, in micro-batches, by the path that examples of the running system take."""
-    learner.optimiser.learning_rate = learner.settings.learning_rate
     histories: dict[str, tuple[str, ...]] = {}
     examples = []
     for offset, click in enumerate(week.clicks):
@@ -268,8 +277,12 @@ def stream(learner: Learner, week: Week) -> None:
     size = learner.settings.max_batch
     for start in range(0, len(examples), size):
         learner.learn(examples[start : start + size])
-    sasrec, transitions = (learner.prequential.moving(ranker) for ranker in ("sasrec", "transitions"))
-    print(f"  before each click, moving: {sasrec}, item to item {transitions}", file=sys.stderr, flush=True)
+
+
+def _foreseen(learner: Learner) -> dict[str, tuple[float, float]]:
+    """By the network and by what it has to beat, on the same clicks; what a session has already is no question."""
+    scores = {ranker: learner.prequential.cumulative(ranker) for ranker in RANKERS}
+    return {ranker: (100 * score.hr10, 100 * score.ndcg10) for ranker, score in scores.items()}
 
 
 def _example(session_id: str, context: tuple[str, ...], item_id: str, *, offset: int) -> ClickExample:
@@ -298,6 +311,7 @@ def rows_of(seen: Sequence[Cycle], *, cycles: int) -> Iterator[Row]:
         if of_arm:
             pairs = [(of_arm[week], by_arm["joint"][week]) for week in together] if name != "joint" else []
             yield from _rows_of_arm(name, list(of_arm.values()), pairs)
+            yield from _rows_foreseen(name, of_arm[max(of_arm)])
     for name, (recall, mrr) in PUBLISHED.items():
         yield row(f"published, 16 cycles: {name}: Recall@20", recall, unit="%")
         yield row(f"published, 16 cycles: {name}: MRR@20", mrr, unit="%")
@@ -325,6 +339,15 @@ def _rows_of_arm(name: str, ours: Sequence[Cycle], beside: Sequence[tuple[Cycle,
         baseline=Baseline("joint", seconds[1]),
         goal=Goal("at most", 0.2),
     )
+
+
+def _rows_foreseen(name: str, last: Cycle) -> Iterator[Row]:
+    """The stream, predicted before it was learnt, beside item-to-item transitions and the recently popular."""
+    for which, title in enumerate(("HR@10", "NDCG@10")):
+        for ranker in ("transitions", "popular") if last.foreseen else ():
+            label = f"{name}, weeks 0-{last.week}, each click before it is learnt: {title}"
+            baseline = Baseline(ranker, last.foreseen[ranker][which])
+            yield row(label, last.foreseen["sasrec"][which], unit="%", baseline=baseline)
 
 
 def _span(cycles: Sequence[Cycle]) -> str:
