@@ -68,7 +68,8 @@ def deadline_ms(state: UserState, settings: StreamSettings) -> int:
     The stay ends with the day, so that a user's deadline moves once a day and not with every event.
     """
     if state.slates or state.parked:
-        starts = [slate.served_at_ms for slate in state.slates] + [click.at_ms for click in state.parked]
+        starts = [slate.served_at_ms for slate in state.slates]
+        starts += [click.at_ms for click in state.parked]
         return min(starts) + settings.attribution_window_seconds * SECOND_MS + _skew_ms(settings)
     return (_last_active_ms(state) // DAY_MS + 1 + settings.inactive_days) * DAY_MS
 
@@ -102,7 +103,7 @@ def with_estate(heir: UserState, forgotten: UserState) -> UserState:
 
 
 def _last_active_ms(state: UserState) -> int:
-    return max(state.clock_ms, *(slate.served_at_ms for slate in state.closed), 0)
+    return max([state.clock_ms, *[slate.served_at_ms for slate in state.closed]])
 
 
 def _skew_ms(settings: StreamSettings) -> int:

@@ -8,12 +8,12 @@ at its time, also where that slate becomes known later; and what changes a close
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import msgspec
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from stream import slates
 from stream.events import Impression, Recommendation, SeenItem
@@ -45,7 +45,7 @@ class Draft:
         self.open = {slate.request_id: slate for slate in state.slates}
         self.closed = {slate.request_id: slate for slate in state.closed}
         self.parked = list(state.parked)
-        self.counted: Counter[str] = Counter()
+        self.counted: defaultdict[str, int] = defaultdict(int)
         self.examples: list[Example] = []
         self._ordinal = ordinal
 
@@ -78,7 +78,8 @@ class Draft:
 
     def see(self, impression: Impression) -> None:
         """Marks what came into view in the slate it names, else where it was served, else in a slate of its own."""
-        self.counted.update(impressions=1, items_seen=len(impression.items))
+        self.counted["impressions"] += 1
+        self.counted["items_seen"] += len(impression.items)
         named = self._find(impression.request_id or impression.event_id)
         if named is not None:
             self._see_in(named, impression.items)
@@ -210,14 +211,16 @@ class Draft:
         seen = set(after.seen) - set(before.seen)
         self._account_seen(seen, slates.clicked(after))
         recalled = len(clicked & set(before.seen))
-        self.counted.update(items_clicked=recalled, items_expired=-recalled)
+        self.counted["items_clicked"] += recalled
+        self.counted["items_expired"] -= recalled
         if clicked or seen:
             first = slates.is_quiet(before)
             self._teach_slate(after, slates.clicked(after) if first else clicked, correction=not first)
 
     def _account_seen(self, seen: Collection[int], clicked: Collection[int]) -> None:
         hits = len(set(seen) & set(clicked))
-        self.counted.update(items_clicked=hits, items_expired=len(seen) - hits)
+        self.counted["items_clicked"] += hits
+        self.counted["items_expired"] += len(seen) - hits
 
     def _close(self, slate: Slate) -> None:
         del self.open[slate.request_id]
@@ -227,16 +230,21 @@ class Draft:
             self._teach_slate(slate, slates.clicked(slate), correction=False)
 
     def _close_overdue(self, clock_ms: int) -> None:
+        excess = len(self.open) - self.settings.max_open_slates
+        over_ms = clock_ms - self.window_ms
+        if excess <= 0 and min((slate.served_at_ms for slate in self.open.values()), default=over_ms) >= over_ms:
+            return
         oldest_first = sorted(self.open.values(), key=slates.age_order)
-        excess = len(oldest_first) - self.settings.max_open_slates
         for nth, slate in enumerate(oldest_first):
-            if nth < excess or slate.served_at_ms + self.window_ms < clock_ms:
+            if nth < excess or slate.served_at_ms < over_ms:
                 self._close(slate)
 
     def _forget(self, clock_ms: int) -> None:
         kept_ms = self.window_ms + self.settings.lateness_seconds * SECOND_MS
         recent = [slate for slate in self.closed.values() if slate.served_at_ms + kept_ms >= clock_ms]
         excess = len(recent) - self.settings.remembered_slates
+        if excess <= 0 and len(recent) == len(self.closed):
+            return
         self.closed = {slate.request_id: slate for slate in recent[max(excess, 0) :]}
 
     def _release(self, request_id: str) -> None:
@@ -295,11 +303,10 @@ def click_example(
     )
 
 
-def added(accounts: Accounts, counted: Counter[str]) -> Accounts:
+def added(accounts: Accounts, counted: Mapping[str, int]) -> Accounts:
     """The accounts with what was counted, by the names of their fields."""
-    if not counted:
-        return accounts
-    return Accounts(**{name: count + counted[name] for name, count in asdict(accounts).items()})
+    changed = {name: getattr(accounts, name) + count for name, count in counted.items() if count}
+    return replace(accounts, **changed) if changed else accounts
 
 
 def _example_id(arrival: Arrival, ordinal: int) -> ExampleId:

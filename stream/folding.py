@@ -120,16 +120,16 @@ class Folder:
         arrival: Arrival,
         folded: FoldedBatch,
     ) -> None:
-        state = batch.states[key]
-        is_again = is_behind(folded.marks.applied, arrival.source, arrival.offset)
-        if state is None and is_again:
-            folded.outcomes[arrival.source, "repeated"] += 1  # of a user who has been forgotten since
+        if is_behind(folded.marks.applied, arrival.source, arrival.offset):
+            # The user's state says so as well, unless the user has been forgotten since.
+            folded.outcomes[arrival.source, "repeated"] += 1
             return
+        state = batch.states[key]
         applied = SOURCES[arrival.source].apply(state or _NEW, event, arrival, self._stream)
         batch.states[key] = applied.state
         folded.outcomes[arrival.source, applied.outcome] += 1
         folded.examples.extend(applied.examples)
-        if not is_again and sweep.note(key, applied.state):
+        if sweep.note(key, applied.state):
             ordinal = len(applied.examples)
             folded.examples.extend(sweep.end_overdue(batch.states, batch.read, arrival, by=key, ordinal=ordinal))
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from typing import Literal
 
 import msgspec
@@ -74,7 +73,7 @@ def apply_impression(state: UserState, impression: Impression, arrival: Arrival,
     state = replace(state, applied=replace(state.applied, impressions=arrival.offset))
     if impression.timestamp_ms < state.clock_ms - settings.lateness_seconds * SECOND_MS:
         count = len(impression.items)
-        counted = Counter(impressions=1, items_seen=count, items_late=count)
+        counted = {"impressions": 1, "items_seen": count, "items_late": count}
         return Folded(replace(state, accounts=added(state.accounts, counted)), (), "late")
     state = replace(state, clock_ms=max(state.clock_ms, impression.timestamp_ms))
     draft = Draft(state, impression.user_id, arrival, settings)
@@ -112,7 +111,7 @@ def _refused(state: UserState, arrival: Arrival, name: str, outcome: Outcome) ->
 
 
 def _counted(state: UserState, name: str, outcome: Outcome) -> Folded:
-    return Folded(replace(state, accounts=added(state.accounts, Counter({name: 1}))), (), outcome)
+    return Folded(replace(state, accounts=added(state.accounts, {name: 1})), (), outcome)
 
 
 def _with_click(state: UserState, click: Click, arrival: Arrival, settings: StreamSettings) -> UserState:

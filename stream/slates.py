@@ -6,12 +6,15 @@ from collections.abc import Collection, Sequence
 
 from msgspec.structs import replace
 
-from stream.events import MAX_SLATE_ITEMS, Impression, PropensityKind, Recommendation, SeenItem, Source
+from stream.events import MAX_SLATE_ITEMS, Impression, PropensityKind, Recommendation, SeenItem
 from stream.examples import Served, ShownItem
 from stream.sequences import KINDS, SOURCES, ParkedClick, Slate, SlateClick
 
 MAX_CLICKS = 32
 """Clicks kept of a slate, beyond the first on every slot."""
+_FIXED, _EXPLOIT = (bytes([SOURCES.index(source)]) for source in ("fixed", "exploit"))
+_KIND_PLACES = {kind: place for place, kind in enumerate(KINDS)}
+_SLOTS = tuple(range(MAX_SLATE_ITEMS))
 UNKNOWN_POLICY = "unknown"
 """Who served it is not known: no recommendation came, and the impression does not say."""
 
@@ -58,20 +61,18 @@ def with_items(slate: Slate, items: Sequence[SeenItem]) -> Slate:
     What a recommender did not serve and the page showed all the same was pinned there: `fixed`, without propensity.
     In a slate that nobody logged, the impression's own propensity counts.
     """
-    held = set(slate.items)
-    new = [item for item in _once(items) if item.item_id not in held][: MAX_SLATE_ITEMS - len(slate.items)]
+    new = [item for item in _once(items) if item.item_id not in slate.items][: MAX_SLATE_ITEMS - len(slate.items)]
     if not new:
         return slate
     logged = slate.surface is not None
-    source: Source = "fixed" if logged else "exploit"
     propensities = [None if logged else item.propensity for item in new]
     return replace(
         slate,
-        items=slate.items + tuple(item.item_id for item in new),
-        positions=_positions([*_each_position(slate), *(item.position for item in new)]),
+        items=slate.items + tuple([item.item_id for item in new]),
+        positions=_positions([*_each_position(slate), *[item.position for item in new]]),
         propensities=_propensities([*_each_propensity(slate), *propensities]),
-        kinds=_kinds([*_each_kind(slate), *("none" if chance is None else "exact" for chance in propensities)]),
-        sources=slate.sources + bytes([SOURCES.index(source)]) * len(new),
+        kinds=_kinds([*_each_kind(slate), *["none" if chance is None else "exact" for chance in propensities]]),
+        sources=slate.sources + (_FIXED if logged else _EXPLOIT) * len(new),
     )
 
 
@@ -173,7 +174,7 @@ def served_by_somebody(click: ParkedClick) -> Served:
 
 def shown(slate: Slate, clicked: Collection[int]) -> tuple[ShownItem, ...]:
     """The slots as an example tells them, with those of `clicked` marked; other clicks were told before."""
-    before = {click.slot for click in slate.clicks} - set(clicked)
+    before = {click.slot for click in slate.clicks if click.slot not in clicked}
     columns = zip(
         slate.items, _each_position(slate), _each_propensity(slate), _each_kind(slate), slate.sources, strict=True
     )
@@ -193,6 +194,8 @@ def shown(slate: Slate, clicked: Collection[int]) -> tuple[ShownItem, ...]:
 
 
 def _once(items: Sequence[SeenItem]) -> list[SeenItem]:
+    if len(items) == 1:
+        return list(items)
     first: dict[str, SeenItem] = {}
     for item in items:
         first.setdefault(item.item_id, item)
@@ -200,19 +203,21 @@ def _once(items: Sequence[SeenItem]) -> list[SeenItem]:
 
 
 def _positions(positions: Sequence[int | None]) -> tuple[int | None, ...]:
-    return () if all(position == slot for slot, position in enumerate(positions)) else tuple(positions)
+    all_of_them = tuple(positions)
+    return () if all_of_them == _SLOTS[: len(all_of_them)] else all_of_them
 
 
 def _propensities(propensities: Sequence[float | None]) -> tuple[float | None, ...]:
-    return () if all(propensity is None for propensity in propensities) else tuple(propensities)
+    all_of_them = tuple(propensities)
+    return () if all_of_them.count(None) == len(all_of_them) else all_of_them
 
 
 def _kinds(kinds: Sequence[PropensityKind]) -> bytes:
-    return b"" if all(kind == "none" for kind in kinds) else bytes(KINDS.index(kind) for kind in kinds)
+    return b"" if kinds.count("none") == len(kinds) else bytes([_KIND_PLACES[kind] for kind in kinds])
 
 
 def _each_position(slate: Slate) -> Sequence[int | None]:
-    return slate.positions or range(len(slate.items))
+    return slate.positions or _SLOTS[: len(slate.items)]
 
 
 def _each_propensity(slate: Slate) -> Sequence[float | None]:
@@ -220,4 +225,4 @@ def _each_propensity(slate: Slate) -> Sequence[float | None]:
 
 
 def _each_kind(slate: Slate) -> Sequence[PropensityKind]:
-    return [KINDS[kind] for kind in slate.kinds or bytes([KINDS.index("none")]) * len(slate.items)]
+    return [KINDS[kind] for kind in slate.kinds] if slate.kinds else ["none"] * len(slate.items)
