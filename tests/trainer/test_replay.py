@@ -90,14 +90,14 @@ def test_a_rare_item_keeps_its_place_beside_a_popular_one(choice: Choice) -> Non
 
 
 def test_of_one_items_sequences_each_is_as_likely_to_stay() -> None:
-    kept = np.zeros(30)
-    for seed in range(400):
-        replay = Replay(max_users=6, max_items=5, choice="per_item")
-        remembered(replay, ["x"] * 30, rng=np.random.default_rng(seed))
+    kept = np.zeros(15)
+    for seed in range(200):
+        replay = Replay(max_users=3, max_items=5, choice="per_item")
+        remembered(replay, ["x"] * 15, rng=np.random.default_rng(seed))
         kept[[int(user) for user in replay.users]] += 1
 
-    assert kept.sum() == 400 * 6
-    assert kept / 400 == pytest.approx(np.full(30, 0.2), abs=5 * (0.2 * 0.8 / 400) ** 0.5)
+    assert kept.sum() == 200 * 3
+    assert kept / 200 == pytest.approx(np.full(15, 0.2), abs=5 * (0.2 * 0.8 / 200) ** 0.5)
 
 
 def test_herding_keeps_the_sequences_whose_mean_is_that_of_all() -> None:
