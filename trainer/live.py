@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 import msgspec
 
 from model.chain import rebuild
-from model.checkpoint import BrokenCheckpointError, Manifest, ServingModel, read_serving
+from model.checkpoint import BrokenCheckpointError, Manifest, ServingModel, full_versions, read_serving
 from model.delta import Link
-from model.store import place_of
+from model.store import Place, place_of, read
 from stream.events import ModelAnnouncement
 from trainer.cut import Cut
 from trainer.state import read_cut
@@ -36,6 +37,23 @@ def read_live(announcement: ModelAnnouncement) -> Live:
         serving, cut = read_serving(path, sha256=announcement.manifest_sha256), read_cut(path)
     check_is(serving.manifest, announcement)
     return Live(serving, cut)
+
+
+def read_version(root: Place, lineage: str, version: int) -> ServingModel:
+    """A version that still stands in the folder, by its name: of a delta the file is taken for what it says it is.
+
+    Raises:
+        BrokenCheckpointError: it, or what it needs, is absent or altered; versions are pruned after a while.
+    """
+    folder = root / lineage
+    if version in full_versions(folder):
+        return read_serving(folder / f"{version:08d}")
+    path = folder / f"{version:08d}.delta"
+    try:
+        sha256 = hashlib.sha256(read(path)).hexdigest()
+    except OSError as error:
+        raise BrokenCheckpointError(f"{lineage}/{version} is not in {root} any more; name a later version") from error
+    return rebuild(Link(version, sha256), folder).serving
 
 
 def check_is(manifest: Manifest, announcement: ModelAnnouncement) -> None:

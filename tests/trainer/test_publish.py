@@ -19,7 +19,7 @@ from tests.trainer.doomed_trainer import MODEL
 from tests.trainer.publishing import SETTINGS, Trainer, assert_live_is, trainer_in
 from trainer.cut import Cut
 from trainer.learner import Learner
-from trainer.live import read_live
+from trainer.live import read_live, read_version
 from trainer.lock import FencedError, only_trainer
 from trainer.publish import new_lineage
 
@@ -230,6 +230,21 @@ def test_which_of_two_announcements_counts_does_not_depend_on_which_was_read_las
 def test_of_lineages_announced_without_a_rank_the_last_one_counts() -> None:
     assert announced(lineage="a").supersedes(announced())
     assert announced().supersedes(announced(lineage="a"))
+
+
+def test_a_version_is_found_by_its_name_as_long_as_it_stands_there(tmp_path: Path) -> None:
+    with trainer_in(tmp_path) as trainer:
+        for batch in in_batches(clicks(60), 20):
+            trainer.learn(batch)
+            trainer.publish()
+
+        found = read_version(tmp_path, trainer.lineage, 3)
+        first = read_version(tmp_path, trainer.lineage, 1)
+
+        assert found.catalogue.same_as(trainer.learner.catalogue)
+        assert (first.manifest.version, found.manifest.version) == (1, 3)
+        with pytest.raises(BrokenCheckpointError, match="not in .* any more"):
+            read_version(tmp_path, trainer.lineage, 4)
 
 
 def test_without_its_deltas_a_version_is_refused_and_the_full_one_is_left(tmp_path: Path) -> None:
