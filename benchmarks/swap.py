@@ -1,6 +1,6 @@
 """Does anybody notice when the model is swapped, and what does a swap cost on the wire?
 
-    .venv/bin/python -m benchmarks.swap FILE [--quick] [--bytes]
+    .venv/bin/python -m benchmarks.swap FILE [--quick] [--bytes] [--limit N]
 
 FILE is a log (MovieLens, KuaiRand, any csv or parquet). A trainer learns its beginning and publishes versions, which
 are kept. Then a scoring worker, a process of its own on a real Kafka, answers requests of known users at a steady rate
@@ -92,10 +92,11 @@ def main() -> None:
     parser = arguments("Swaps under load, and the bytes of a delta.")
     parser.add_argument("file", type=Path, metavar="FILE", help="a log as `sasrec-stream replay` takes it")
     parser.add_argument("--bytes", action="store_true", help="the bytes of deltas along the log, and nothing else")
+    parser.add_argument("--limit", type=int, help="rows of the log, in the order of time")
     options = parser.parse_args()
     torch.set_num_threads(1)
     size = QUICK if options.quick else FULL
-    rows = load_log(options.file).rows
+    rows = load_log(options.file).rows.slice(0, options.limit)
     with tempfile.TemporaryDirectory(prefix="swap-") as folder:
         if options.bytes:
             report("swap, bytes", list(sizes(along(rows, Path(folder), size))))
@@ -120,8 +121,8 @@ def record(rows: pa.Table, root: Path, size: Size) -> Chain:
 def along(rows: pa.Table, root: Path, size: Size) -> Iterator[Sizes]:
     """The sizes of a version now and then along the log."""
     with recorder(rows, root) as trainer:
-        for at in size.bytes_at:
-            trainer.learn(min(at, rows.num_rows) - trainer.learner.examples_trained - PER_VERSION)
+        for at in (at for at in size.bytes_at if at <= rows.num_rows):
+            trainer.learn(at - trainer.learner.examples_trained - PER_VERSION)
             trainer.publish()
             yield _sizes(trainer)
             print(f"{trainer.learner.examples_trained:,} clicks learnt", file=sys.stderr, flush=True)

@@ -243,7 +243,7 @@ def test_a_version_is_found_by_its_name_as_long_as_it_stands_there(tmp_path: Pat
 
         assert found.catalogue.same_as(trainer.learner.catalogue)
         assert (first.manifest.version, found.manifest.version) == (1, 3)
-        with pytest.raises(BrokenCheckpointError, match="not in .* any more"):
+        with pytest.raises(BrokenCheckpointError, match=r"not in .* any more"):
             read_version(tmp_path, trainer.lineage, 4)
 
 
