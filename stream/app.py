@@ -16,6 +16,7 @@ from yarl import URL
 from stream import chunks
 from stream.admin import require_topics
 from stream.batches import BatchProducer
+from stream.codecs import AIOKAFKA, bound_decompression
 from stream.folding import SOURCES
 from stream.reading import Reader
 from stream.recovery import Recovery
@@ -35,6 +36,7 @@ FETCH_BYTES = 4 << 20
 def create_app(kafka: KafkaSettings, stream: StreamSettings, directory: Path, *, instance: str | None) -> faust.App:
     """An app without agents; nothing is opened or connected before it starts."""
     chunks.register()
+    bound_decompression(AIOKAFKA)
     for name in [name for name in codecs if name.startswith("pickle")]:
         del codecs[name]  # whoever can write to a topic must not be able to run code here
     return faust.App(

@@ -7,6 +7,7 @@ from typing import Any
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaTimeoutError
 
+from stream.codecs import KAFKA_PYTHON, bound_decompression
 from stream.settings import KafkaSettings
 
 CONSUMER_BUFFER_BYTES = 4 << 20
@@ -28,6 +29,7 @@ def producer(kafka: KafkaSettings, **overrides: Any) -> KafkaProducer:  # noqa: 
 
 def consumer(kafka: KafkaSettings, **overrides: Any) -> KafkaConsumer:  # noqa: ANN401 - passed on as they are
     """A consumer of committed records that never commits by itself: whoever reads decides what is done."""
+    bound_decompression(KAFKA_PYTHON)
     settings: dict[str, Any] = {
         "bootstrap_servers": kafka.bootstrap_servers.split(","),
         "enable_auto_commit": False,

@@ -89,9 +89,11 @@ def dead_letter(record: RawRecord, error: UnreadableError, *, max_bytes: int) ->
 
     One that leaves no room for the reason within `max_bytes` loses its own headers, then the end of its value.
     """
+    cut_from = next((value for name, value in record.headers if name == CUT_FROM), None)
+    message = str(error) if cut_from is None else f"{cut_from.decode()} bytes are more than is read; {error}"
     reason = [
         (EXCEPTION, error.reason.encode()),
-        (MESSAGE, str(error)[:_MAX_REASON_CHARACTERS].encode(errors="replace")),
+        (MESSAGE, message[:_MAX_REASON_CHARACTERS].encode(errors="replace")),
         (TOPIC, record.topic.encode()),
         (PARTITION, str(record.partition).encode()),
         (OFFSET, str(record.offset).encode()),

@@ -31,6 +31,7 @@ from kafka.errors import KafkaError
 from model.checkpoint import Manifest, WrittenCheckpoint, delta_versions, encoded, full_versions, prune, write_files
 from model.delta import Link, changes_of, delta_path, encode_delta, write_delta
 from model.store import Place, absolute
+from stream.cloud_events import Headers, event_headers
 from stream.events import MODEL_NAME, ModelAnnouncement
 from stream.settings import KafkaSettings
 from stream.topics import MODELS
@@ -53,7 +54,7 @@ _log = structlog.get_logger()
 class Sender(Protocol):
     """What a KafkaProducer does of which a publisher has need."""
 
-    def send(self, topic: str, *, key: bytes, value: bytes | None) -> Any:  # noqa: ANN401 - kafka-python ships no types
+    def send(self, topic: str, *, key: bytes, value: bytes | None, headers: Headers | None = None) -> Any:  # noqa: ANN401 - kafka-python ships no types
         """Sends a record; what comes back can be waited for."""
 
 
@@ -346,5 +347,7 @@ def _announcement(manifest: Manifest, *, path: Place, sha256: str) -> ModelAnnou
 
 
 def _send(sender: Sender, kafka: KafkaSettings, announcement: ModelAnnouncement) -> None:
-    sent = sender.send(kafka.topic(MODELS), key=announcement.key.encode(), value=msgspec.json.encode(announcement))
+    headers = event_headers(announcement, event_id=announcement.name, source=MODELS, at_ms=announcement.created_at_ms)
+    value = msgspec.json.encode(announcement)
+    sent = sender.send(kafka.topic(MODELS), key=announcement.key.encode(), value=value, headers=headers)
     sent.get(timeout=ACKNOWLEDGE_SECONDS)

@@ -12,6 +12,7 @@ from kafka.errors import KafkaError
 
 from stream import clients
 from stream.admin import require_topics
+from stream.cloud_events import Headers, event_headers
 from stream.events import Click, Impression, Item, Record, Request
 from stream.settings import KafkaSettings
 from stream.topics import CLICKS, IMPRESSIONS, ITEMS, REQUESTS
@@ -107,9 +108,17 @@ def _send(context: typer.Context, topic: str, key: str, record: Record | None) -
     require_topics(kafka)
     value = None if record is None else msgspec.json.encode(record)
     with clients.producer(kafka) as producer:
-        sent = producer.send(kafka.topic(topic), key=key.encode(), value=value)
+        sent = producer.send(kafka.topic(topic), key=key.encode(), value=value, headers=_headers(record))
         try:
             place = sent.get(timeout=ACKNOWLEDGED_SECONDS)
         except KafkaError as error:
             raise ValueError(f"Kafka did not take it: {error}; see that the broker is well") from error
     typer.echo(f"{place.topic}: partition {place.partition}, offset {place.offset}")
+
+
+def _headers(record: Record | None) -> Headers:
+    """CloudEvents attributes; a tombstone is no event."""
+    if record is None:
+        return []
+    event_id = getattr(record, "event_id", None) or uuid.uuid4().hex
+    return event_headers(record, event_id=event_id, source="produce", at_ms=time.time_ns() // 1_000_000)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-from stream.dead_letters import RawRecord, Reason, UnreadableError
+from stream.dead_letters import CUT_FROM, RawRecord, Reason, UnreadableError
 from stream.events import Record, check_id
 from stream.mapping.decoders import Decode, decoder_of
 from stream.mapping.fields import Envelope
@@ -88,6 +88,9 @@ class Mapper:
         rules = self.rules[record.topic]
         if record.value is None and any(rule.source.record == ITEMS for rule in rules):
             return _reading_of_tombstone(record)
+        if any(name == CUT_FROM for name, _ in record.headers):
+            # What was cut may still be read by formats without an end, such as Protobuf.
+            return Reading([], [Misfit(None, "invalid", "its batch is larger than is read")])
         for decoder, readers in itertools.groupby(rules, key=lambda rule: rule.source.decoder):
             try:
                 envelope = self.envelope(decoder, record)

@@ -31,7 +31,7 @@ class Topic:
         self.records: dict[bytes, bytes | None] = {}
         self.announcements: list[ModelAnnouncement] = []
 
-    def send(self, topic: str, *, key: bytes, value: bytes | None) -> Topic:
+    def send(self, topic: str, *, key: bytes, value: bytes | None, headers: object = None) -> Topic:
         self.records[key] = value
         if value is not None:
             self.announcements.append(msgspec.json.decode(value, type=ModelAnnouncement))
