@@ -9,7 +9,8 @@ learnt by the code of the scheduled retrain (trainer/passes.py), with the settin
 
 `--minutes` bounds the training of each run, in CPU minutes: they are the same whatever else the machine does. What was
 learnt is written to `--results` after every look, a file for each loss and seed; a finished run is not repeated,
-unless with `--again`. Published figures stand beside those of the paper's MovieLens-1M only.
+unless with `--again`. `--loss rectools` learns with RecTools' SASRec, in an environment of its own. Published figures
+stand beside those of the paper's MovieLens-1M only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGINT, SIGTERM, signal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -32,13 +33,17 @@ from benchmarks.curves import draw_curves
 from benchmarks.fitting import Run, as_dict, fit
 from benchmarks.protocol import Figures, Judged, Split, read_split
 from benchmarks.recipes import RECIPES, Recipe
+from benchmarks.rectools_fitting import NAME as RECTOOLS
+from benchmarks.rectools_fitting import fit_rectools
+from trainer.against import loss_of
 
 PAPERS_DATA = Path("../shared/data/sasrec_ml1m.parquet")
 PAPERS_SPLIT = (6_040, 3_416, 999_611)
 """Users, items and rows of the file by which the published figures were made."""
 QUICK_SECONDS = 20.0
-TOLERATED = 0.95
-"""BPR, the default, may be so much worse than the best."""
+HEADLINE = "bpr"
+AS_GOOD = Goal("at least", 0.95)
+"""BPR, the default, may be so much worse than any other."""
 
 
 class Figure(NamedTuple):
@@ -51,8 +56,8 @@ class Figure(NamedTuple):
 FIGURES = {
     "hr": Figure("HR@10, whole catalogue", lambda run: _test(run).catalogue.hr),
     "ndcg": Figure("NDCG@10, whole catalogue", lambda run: _test(run).catalogue.ndcg),
-    "sampled_hr": Figure("HR@10, 100 sampled", lambda run: _test(run).sampled.hr),
-    "sampled_ndcg": Figure("NDCG@10, 100 sampled", lambda run: _test(run).sampled.ndcg),
+    "sampled_hr": Figure("HR@10, 100 sampled", lambda run: _sampled(run).hr),
+    "sampled_ndcg": Figure("NDCG@10, 100 sampled", lambda run: _sampled(run).ndcg),
 }
 PUBLISHED: dict[tuple[str, str], Baseline] = {
     ("bce", "hr"): Baseline("SASRec, BCE, published", 0.2500),
@@ -63,20 +68,26 @@ PUBLISHED: dict[tuple[str, str], Baseline] = {
     ("gbce", "ndcg"): Baseline("gSASRec, published", 0.1726),
     ("sampled_softmax", "hr"): Baseline("3,000 negatives, published", 0.3159),
     ("sampled_softmax", "ndcg"): Baseline("3,000 negatives, published", 0.1857),
-    ("cross_entropy", "hr"): Baseline("cross-entropy, published", 0.3152),
-    ("cross_entropy", "ndcg"): Baseline("cross-entropy, published", 0.1821),
-    ("cross_entropy", "sampled_hr"): Baseline("SASRec's paper", 0.8245),
-    ("cross_entropy", "sampled_ndcg"): Baseline("SASRec's paper", 0.5905),
+    **{
+        (name, key): Baseline(source, figure)
+        for name in ("bpr", "cross_entropy")
+        for key, source, figure in (
+            ("hr", "cross-entropy, published", 0.3152),
+            ("ndcg", "cross-entropy, published", 0.1821),
+            ("sampled_hr", "SASRec's paper", 0.8245),
+            ("sampled_ndcg", "SASRec's paper", 0.5905),
+        )
+    },
 }
 GOALS = {
     ("bce", "hr"): 0.24,
     ("bce", "ndcg"): 0.126,
     ("bce", "sampled_hr"): 0.82,
     ("bce", "sampled_ndcg"): 0.59,
-    ("cross_entropy", "hr"): 0.320,
-    ("cross_entropy", "ndcg"): 0.187,
-    ("cross_entropy", "sampled_hr"): 0.8245,
-    ("cross_entropy", "sampled_ndcg"): 0.61,
+    ("bpr", "hr"): 0.320,
+    ("bpr", "ndcg"): 0.187,
+    ("bpr", "sampled_hr"): 0.8245,
+    ("bpr", "sampled_ndcg"): 0.61,
 }
 """For the paper's MovieLens-1M; on other data nothing is promised."""
 
@@ -92,36 +103,42 @@ def main() -> None:
     wanted = [(name, seed) for seed in range(1, options.seeds + 1) for name in options.loss]
     runs = [run for name, seed in wanted if (run := _run(name, seed, split, options, stop)) is not None]
     if not runs:
-        raise ValueError("stopped before anything was learnt")
-    draw_curves([*runs, *_others(options.results)], options.picture or options.results / "curves.png")
+        raise ValueError(f"nothing was judged; let it run longer, or look for runs elsewhere than {options.results}")
+    draw_curves(runs, options.picture or options.results / "curves.png")
     report("accuracy", _rows(runs, is_papers=split.fingerprint() == PAPERS_SPLIT))
 
 
 def _options() -> Namespace:
     parser = arguments("how well the next item is foreseen, by loss")
     parser.add_argument("--data", type=Path, default=PAPERS_DATA, help="user and item, in the order of time")
-    parser.add_argument("--loss", nargs="+", choices=RECIPES, default=list(RECIPES), help="which ones; all by default")
+    parser.add_argument("--loss", nargs="+", choices=[*RECIPES, RECTOOLS], default=list(RECIPES), help="which ones")
     parser.add_argument("--minutes", type=float, help="longest training of a run, in CPU minutes")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each loss")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--results", type=Path, default=Path(".run/accuracy"), help="where runs are written and found")
     parser.add_argument("--picture", type=Path, help="where the learning curves are drawn")
     parser.add_argument("--again", action="store_true", help="repeat runs that are finished")
+    parser.add_argument("--found", action="store_true", help="learn nothing: report what lies in --results")
     return parser.parse_args()
 
 
 def _run(name: str, seed: int, split: Split, options: Namespace, stop: threading.Event) -> Run | None:
     """The finished run that was found, or a new one; None where it was stopped before it could be judged."""
-    recipe = _bounded(RECIPES[name], options)
+    recipe = _bounded(RECIPES[HEADLINE if name == RECTOOLS else name], options)
     path: Path = options.results / f"{name}_{seed}.json"
-    found = None if options.again else _found(path, recipe)
-    if found is not None or stop.is_set():
+    found = None if options.again else _found(name, seed, split, options)
+    if found is not None or stop.is_set() or options.found:
         return found
-    run = None
-    for run in fit(name, recipe, split, seed=seed, stop=stop):
+    if name == RECTOOLS:
+        told = iter([fit_rectools(recipe, split, seed=seed, threads=options.threads)])
+    else:
+        told = fit(name, recipe, split, seed=seed, stop=stop)
+    judged = None
+    for run in told:
         _write(path, run)
         _tell(run)
-    return run if run is not None and run.test is not None else None
+        judged = run if run.test is not None else None
+    return judged
 
 
 def _bounded(recipe: Recipe, options: Namespace) -> Recipe:
@@ -130,16 +147,47 @@ def _bounded(recipe: Recipe, options: Namespace) -> Recipe:
     return recipe._replace(retrain=recipe.retrain.model_copy(update={"max_seconds": longest}))
 
 
-def _found(path: Path, recipe: Recipe) -> Run | None:
+def _found(name: str, seed: int, split: Split, options: Namespace) -> Run | None:
+    """A finished run that learnt the same in the same way, under this name or another.
+
+    Where BPR's negatives are the whole catalogue it is cross-entropy, to the byte (trainer/against.py).
+    """
+    if name == RECTOOLS:
+        return _read(options, name, seed)
+    wanted = _lesson(_bounded(RECIPES[name], options), split)
+    for twin, recipe in RECIPES.items():
+        bounded = _bounded(recipe, options)
+        run = _read(options, twin, seed)
+        if run is not None and _is_of(run, bounded, options) and _lesson(bounded, split) == wanted:
+            return msgspec.structs.replace(run, name=name)
+    return None
+
+
+def _is_of(run: Run, recipe: Recipe, options: Namespace) -> bool:
+    """Whether it was learnt by these settings; those that came up later were not known to it."""
+    now = as_dict(recipe)
+    if options.found:
+        now["retrain"]["max_seconds"] = run.settings["retrain"]["max_seconds"]
+    return all(
+        now[section].get(key) == value for section, known in run.settings.items() for key, value in known.items()
+    )
+
+
+def _lesson(recipe: Recipe, split: Split) -> dict[str, Any]:
+    """The settings, and the loss that comes of them."""
+    sections = as_dict(recipe)
+    for key in ("loss", "bpr_against"):
+        del sections["trainer"][key]
+    return sections | {"loss": loss_of(recipe.trainer, items=split.items).__name__}
+
+
+def _read(options: Namespace, name: str, seed: int) -> Run | None:
+    """A finished run; with `--found` also one that somebody stopped, if it was judged."""
+    path: Path = options.results / f"{name}_{seed}.json"
     if not path.is_file():
         return None
     run = msgspec.json.decode(path.read_bytes(), type=Run)
-    return run if run.finished and run.settings == as_dict(recipe) else None
-
-
-def _others(results: Path) -> list[Run]:
-    """Curves of other recommenders, which were learnt elsewhere."""
-    return [msgspec.json.decode(path.read_bytes(), type=Run) for path in sorted(results.glob("*_elsewhere.json"))]
+    return run if run.finished or (options.found and run.test is not None) else None
 
 
 def _write(path: Path, run: Run) -> None:
@@ -154,7 +202,7 @@ def _tell(run: Run) -> None:
     point = run.points[-1]
     said = f"{point.passes} passes, {point.cpu_seconds:,.0f} CPU-s, validation {_figures(point.validation)}"
     if run.test is not None:
-        said = f"test {_figures(run.test.catalogue)}, among 100 sampled {_figures(run.test.sampled)}"
+        said = f"test {_figures(run.test.catalogue)}"
     Console(stderr=True, width=140).print(f"{run.name}, seed {run.seed}: {said}", highlight=False)
 
 
@@ -165,18 +213,23 @@ def _figures(figures: Figures) -> str:
 def _rows(runs: Sequence[Run], *, is_papers: bool) -> list[Row]:
     names = dict.fromkeys(run.name for run in runs)
     rows = [line for name in names for line in _rows_of(name, _named(runs, name), is_papers=is_papers)]
-    best = max(names, key=lambda name: _mean(_named(runs, name), FIGURES["ndcg"]))
-    if "bpr" in names:
-        baseline = Baseline(f"the best: {best}", _mean(_named(runs, best), FIGURES["ndcg"]))
-        ours = _mean(_named(runs, "bpr"), FIGURES["ndcg"])
-        rows.append(row("bpr, NDCG@10", ours, unit="", baseline=baseline, goal=Goal("at least", TOLERATED)))
+    rows += [_beside(HEADLINE, other, runs) for other in names if HEADLINE in names and other != HEADLINE]
     return rows
+
+
+def _beside(name: str, other: str, runs: Sequence[Run]) -> Row:
+    """The product's default held against another."""
+    figure = FIGURES["ndcg"]
+    baseline = Baseline(other, _mean(_named(runs, other), figure))
+    return row(f"{name}: {figure.what}", _mean(_named(runs, name), figure), unit="", baseline=baseline, goal=AS_GOOD)
 
 
 def _rows_of(name: str, runs: Sequence[Run], *, is_papers: bool) -> list[Row]:
     """The mean over seeds, how far they lie apart, and what it cost."""
     rows = []
     for key, figure in FIGURES.items():
+        if math.isnan(_mean(runs, figure)):
+            continue
         goal = GOALS.get((name, key)) if is_papers else None
         rows.append(
             row(
@@ -194,6 +247,7 @@ def _rows_of(name: str, runs: Sequence[Run], *, is_papers: bool) -> list[Row]:
         "training": (lambda run: run.points[-1].cpu_seconds, "CPU s"),
         "training, by the clock": (lambda run: run.points[-1].wall_seconds, "s"),
         "passes": (lambda run: run.points[-1].passes, ""),
+        "runs that somebody stopped": (lambda run: not run.finished, ""),
         "parameters": (lambda run: run.parameters, ""),
     }
     return rows + [
@@ -212,6 +266,10 @@ def _mean(runs: Sequence[Run], figure: Figure) -> float:
 def _test(run: Run) -> Judged:
     assert run.test is not None, "only judged runs are reported"
     return run.test
+
+
+def _sampled(run: Run) -> Figures:
+    return _test(run).sampled or Figures(math.nan, math.nan)
 
 
 if __name__ == "__main__":

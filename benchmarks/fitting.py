@@ -35,9 +35,9 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     passes: int
     cpu_seconds: float
     wall_seconds: float
-    loss: float
+    loss: float | None
     validation: Figures
-    validation_sampled: Figures
+    validation_sampled: Figures | None
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

@@ -52,10 +52,10 @@ class Figures(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Both rankings of one model."""
+    """Both rankings of one model; None where the second was not asked for."""
 
     catalogue: Figures
-    sampled: Figures
+    sampled: Figures | None
 
 
 class Question(NamedTuple):
@@ -173,7 +173,9 @@ def _read(path: Path) -> pa.Table:
         raise ValueError(f"no file {path}; give one with the columns user and item in the order of time as --data")
     if path.suffix == ".parquet":
         return pq.read_table(path)
-    delimiter = next((mark for mark in "\t, " if mark in path.open().readline()), ",")
+    with path.open() as lines:
+        first = lines.readline()
+    delimiter = next((mark for mark in "\t, " if mark in first), ",")
     return csv.read_csv(
         path,
         read_options=csv.ReadOptions(autogenerate_column_names=True),

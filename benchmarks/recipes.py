@@ -16,19 +16,15 @@ class Recipe(NamedTuple):
     retrain: RetrainSettings
 
 
-_MODEL = ModelSettings(max_length=200, units=64, blocks=2, heads=1, dropout=0.2, norm="pre")
-_PASSES = RetrainSettings(epochs=100, batch_users=32, learning_rate=3e-3)
-_SHARED = 256
+_PAPERS = ModelSettings(max_length=200, units=64, blocks=2, heads=1, dropout=0.2, norm="pre")
+_WIDE = ModelSettings(max_length=200, units=128, blocks=2, heads=2, dropout=0.2, norm="pre")
+_PASSES = RetrainSettings(epochs=200, batch_users=32, learning_rate=3e-3)
+_WIDE_PASSES = RetrainSettings(epochs=200, batch_users=32, learning_rate=2e-3)
 
 RECIPES = {
-    "cross_entropy": Recipe(_MODEL, TrainerSettings(loss="cross_entropy"), _PASSES),
-    "bpr": Recipe(_MODEL, TrainerSettings(loss="bpr"), _PASSES),
-    "sampled_softmax": Recipe(_MODEL, TrainerSettings(loss="sampled_softmax", negatives=1_024), _PASSES),
-    "gbce": Recipe(_MODEL, TrainerSettings(loss="gbce", negatives=_SHARED), _PASSES),
-    "bce": Recipe(
-        _MODEL,
-        TrainerSettings(loss="bce", negatives=1, negatives_from="catalogue_for_each"),
-        _PASSES,
-    ),
+    "bpr": Recipe(_WIDE, TrainerSettings(loss="bpr", softmax_products="bfloat16"), _WIDE_PASSES),
+    "cross_entropy": Recipe(_WIDE, TrainerSettings(loss="cross_entropy", softmax_products="bfloat16"), _WIDE_PASSES),
+    "sampled_softmax": Recipe(_PAPERS, TrainerSettings(loss="sampled_softmax", negatives=1_024), _PASSES),
+    "gbce": Recipe(_PAPERS, TrainerSettings(loss="gbce", negatives=256), _PASSES),
+    "bce": Recipe(_PAPERS, TrainerSettings(loss="bce", negatives=1, negatives_from="catalogue_for_each"), _PASSES),
 }
-"""The first is the headline: every other one is held against it."""

@@ -46,7 +46,7 @@ def learn_in_passes(
     bound ends the training, the rate has come down by then. Afterwards the learner has its own rate again.
     """
     steps = settings.epochs * math.ceil(len(stretches) / settings.batch_users)
-    done, seconds, progress = 0, 0.0, 0.0
+    done, seconds = 0, 0.0
     try:
         for number in range(1, settings.epochs + 1):
             losses: list[float] = []
@@ -59,7 +59,8 @@ def learn_in_passes(
                 losses.append(_learn(learner, batch))
                 done += 1
             seconds += clock() - began
-            is_last = stop.is_set() or done == steps or progress >= 1.0
+            progress = max(done / steps, seconds / settings.max_seconds)
+            is_last = stop.is_set() or progress >= 1.0
             if losses:
                 yield Pass(number, float(np.mean(losses)), seconds, 1.0 if is_last else progress)
             if is_last:

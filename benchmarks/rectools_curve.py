@@ -1,0 +1,83 @@
+"""RecTools' own SASRec, learnt pass by pass on the data of `benchmarks.accuracy`: run by the peers' Python.
+
+It takes the name of a file with the split and its settings as JSON, learns until so many CPU seconds are spent, and
+prints as its last line what it foresaw after every pass. The network, the loss (softmax over all items), the optimiser
+and the preparation of batches are RecTools'; so is the ranking, among the items that a user does not have.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.models import SASRecModel
+
+CUT_OFF = 10
+
+
+def main() -> None:
+    """Learns, looks, and prints."""
+    settings = json.loads(sys.argv[2])
+    torch.set_num_threads(settings["threads"])
+    torch.manual_seed(settings["seed"])
+    with np.load(Path(sys.argv[1])) as arrays:
+        split = dict(arrays)
+    learnt = Dataset.construct(clicks(split["user_N"], split["item_N"]))
+    with_validation = Dataset.construct(
+        clicks(
+            np.concatenate((split["user_N"], split["user_B"])), np.concatenate((split["item_N"], split["validation_B"]))
+        )
+    )
+    model = SASRecModel(
+        n_blocks=settings["blocks"],
+        n_heads=settings["heads"],
+        n_factors=settings["units"],
+        dropout_rate=settings["dropout"],
+        session_max_len=settings["max_length"],
+        loss="softmax",
+    )
+    points: list[dict[str, float]] = []
+    spent = wall = 0.0
+    while spent < settings["seconds"]:
+        cpu_began, wall_began = time.process_time(), time.perf_counter()
+        model.fit_partial(learnt, min_epochs=1, max_epochs=1)
+        spent += time.process_time() - cpu_began
+        wall += time.perf_counter() - wall_began
+        hr, ndcg = foreseen(model, learnt, split["user_B"], split["validation_B"])
+        points.append({"passes": len(points) + 1, "cpu_seconds": spent, "wall_seconds": wall, "hr": hr, "ndcg": ndcg})
+        print(json.dumps(points[-1]), file=sys.stderr, flush=True)
+    hr, ndcg = foreseen(model, with_validation, split["user_B"], split["test_B"])
+    parameters = sum(weight.numel() for weight in model.lightning_model.torch_model.parameters())
+    print(json.dumps({"points": points, "test": {"hr": hr, "ndcg": ndcg}, "parameters": parameters}))
+
+
+def clicks(user_N: np.ndarray, item_N: np.ndarray) -> pd.DataFrame:
+    """In the order given: RecTools sorts by time."""
+    return pd.DataFrame(
+        {
+            Columns.User: user_N,
+            Columns.Item: item_N,
+            Columns.Weight: 1.0,
+            Columns.Datetime: pd.Timestamp("2026-01-01") + pd.to_timedelta(np.arange(len(user_N)), unit="s"),
+        }
+    )
+
+
+def foreseen(model: Any, dataset: Dataset, user_B: np.ndarray, target_B: np.ndarray) -> tuple[float, float]:  # noqa: ANN401 - RecTools' own
+    """HR@10 and NDCG@10 over the whole catalogue."""
+    slates = model.recommend(users=user_B, dataset=dataset, k=CUT_OFF, filter_viewed=True)
+    target = slates[Columns.User].map(dict(zip(user_B.tolist(), target_B.tolist(), strict=True)))
+    rank_H = slates.loc[slates[Columns.Item] == target, Columns.Rank].to_numpy()
+    return len(rank_H) / len(user_B), float((1.0 / np.log2(rank_H + 1.0)).sum()) / len(user_B)
+
+
+if __name__ == "__main__":
+    main()

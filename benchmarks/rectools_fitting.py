@@ -1,0 +1,80 @@
+"""RecTools' SASRec on the same split, as a run of `benchmarks.accuracy`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from benchmarks.fitting import Point, Run
+from benchmarks.peers import heard
+from benchmarks.protocol import SHORTEST, Figures, Judged, Split
+from benchmarks.recipes import Recipe
+
+NAME = "rectools"
+_SCRIPT = Path(__file__).with_name("rectools_curve.py")
+
+
+def fit_rectools(recipe: Recipe, split: Split, *, seed: int, threads: int) -> Run:
+    """A network of the recipe's shape, for as long, with everything else as RecTools has it by default."""
+    settings = {
+        **recipe.model.model_dump(include={"units", "heads", "blocks", "dropout", "max_length"}),
+        "seconds": recipe.retrain.max_seconds,
+        "threads": threads,
+        "seed": seed,
+    }
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        np.savez(file, **_arrays(split))
+        file.flush()
+        said = msgspec.convert(heard(_SCRIPT, [file.name, json.dumps(settings)]), _Said)
+    return Run(
+        name=NAME,
+        seed=seed,
+        settings={NAME: settings},
+        threads=threads,
+        parameters=said.parameters,
+        points=tuple(_point(point) for point in said.points),
+        test=Judged(said.test, None),
+        finished=True,
+    )
+
+
+class _Seen(msgspec.Struct):
+    passes: int
+    cpu_seconds: float
+    wall_seconds: float
+    hr: float
+    ndcg: float
+
+
+class _Said(msgspec.Struct):
+    points: list[_Seen]
+    test: Figures
+    parameters: int
+
+
+def _point(seen: _Seen) -> Point:
+    return Point(
+        passes=seen.passes,
+        cpu_seconds=seen.cpu_seconds,
+        wall_seconds=seen.wall_seconds,
+        loss=None,
+        validation=Figures(seen.hr, seen.ndcg),
+        validation_sampled=None,
+    )
+
+
+def _arrays(split: Split) -> dict[str, Any]:
+    training = split.training()
+    tested = [user for user, row_E in enumerate(split.sequences) if len(row_E) >= SHORTEST]
+    return {
+        "user_N": np.repeat(np.arange(len(training)), [len(row_E) for row_E in training]),
+        "item_N": np.concatenate(training),
+        "user_B": np.array(tested),
+        "validation_B": np.array([question.target for question in split.questions("validation")]),
+        "test_B": np.array([question.target for question in split.questions("test")]),
+    }

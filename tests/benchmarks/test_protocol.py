@@ -1,0 +1,111 @@
+"""Leave one out: nobody learns what is asked, and a rank is counted among what the user does not have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from benchmarks.protocol import CANDIDATES, Split, judge, read_split
+from model.sasrec import SASRec
+from model.settings import ModelSettings
+
+ITEMS = 130
+
+
+def split() -> Split:
+    """Three users who can be asked, and one who cannot."""
+    lengths = (5, 2, 3, 12)
+    return Split([np.arange(10 * user + 1, 10 * user + 1 + length) for user, length in enumerate(lengths)], ITEMS)
+
+
+def knowing(answers: dict[int, int]) -> SASRec:
+    """A network that says of every sequence, by its last item, what comes next."""
+    network = SASRec(
+        ModelSettings(max_length=4, units=ITEMS + 1, blocks=0, norm="post"),
+        capacity=ITEMS + 1,
+        generator=torch.Generator(),
+    )
+    with torch.no_grad():
+        network.item_RD.copy_(torch.eye(ITEMS + 1))
+        network.item_RD[0] = 0.0
+        network.position_TD.zero_()
+    scores = torch.eye(ITEMS + 1)
+    for last, following in answers.items():
+        scores[last] = torch.nn.functional.one_hot(torch.tensor(following), ITEMS + 1)
+    network.encode_last = lambda rows_BT: scores[rows_BT[:, -1]]  # type: ignore[method-assign]  # an oracle
+    return network
+
+
+def test_the_last_two_items_are_not_learnt_and_short_sequences_are_learnt_whole() -> None:
+    learnt = [row_E.tolist() for row_E in split().training()]
+
+    assert learnt == [[1, 2, 3], [11, 12], [21], list(range(31, 41))]
+
+
+def test_the_history_of_the_test_holds_the_validation_item() -> None:
+    assert [(q.history.tolist(), q.target) for q in split().questions("validation")[:2]] == [([1, 2, 3], 4), ([21], 22)]
+    assert [(q.history.tolist(), q.target) for q in split().questions("test")[:2]] == [
+        ([1, 2, 3, 4], 5),
+        ([21, 22], 23),
+    ]
+
+
+def test_who_knows_the_answer_is_judged_perfect_and_only_on_what_was_asked() -> None:
+    network = knowing({4: 5, 22: 23, 41: 42})
+    candidates = split().candidates()
+
+    test = judge(network, split(), "test", candidate_BC=candidates)
+    validation = judge(network, split(), "validation", candidate_BC=candidates)
+
+    assert test.catalogue == test.sampled == (1.0, 1.0)
+    assert validation.catalogue == validation.sampled == (0.0, 0.0)
+
+
+def test_what_the_user_has_is_not_ranked() -> None:
+    """The network is certain of the item that was just chosen: it does not count, and all others tie."""
+    network = knowing({4: 3, 22: 21, 41: 40})
+
+    judged = judge(network, split(), "test", candidate_BC=split().candidates())
+
+    assert judged.catalogue == (0.0, 0.0)
+
+
+def test_candidates_are_never_what_the_user_has_and_always_the_same() -> None:
+    candidates = split().candidates()
+
+    assert candidates.shape == (3, CANDIDATES)
+    assert np.array_equal(candidates, split().candidates())
+    for asked, row_E in zip(candidates, (split().sequences[user] for user in (0, 2, 3)), strict=True):
+        assert len(set(asked.tolist())) == CANDIDATES
+        assert not set(asked.tolist()) & set(row_E.tolist())
+
+
+def test_too_small_a_catalogue_is_refused() -> None:
+    with pytest.raises(ValueError, match="draws 100 others"):
+        Split([np.arange(1, 5)], 50).candidates()
+
+
+@pytest.mark.parametrize("name", ["clicks.parquet", "clicks.csv", "clicks.txt"])
+def test_any_file_of_users_and_items_in_order_will_do(name: str, tmp_path: Path) -> None:
+    rows = [("u", "x"), ("v", "y"), ("u", "y"), ("u", "z"), ("v", "x")]
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table(dict(zip(("who", "what"), zip(*rows, strict=True), strict=True))), path)
+    else:
+        mark = "," if path.suffix == ".csv" else " "
+        path.write_text("".join(f"{user}{mark}{item}\n" for user, item in rows))
+
+    found = read_split(path)
+
+    assert [row_E.tolist() for row_E in found.sequences] == [[1, 2, 3], [2, 1]]
+    assert found.fingerprint() == (2, 3, 5)
+
+
+def test_a_file_that_is_not_there_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--data"):
+        read_split(tmp_path / "nothing.parquet")
