@@ -79,9 +79,13 @@ class Anchor:
         weights = {WEIGHT + name: tensor for name, tensor in self._accepted.items()}
         return weights | {IMPORTANCE + name: tensor for name, tensor in self._importance.items()}
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Becomes what gave `tensors`."""
+    def load_tensors(self, tensors: Mapping[str, Tensor], *, device: torch.device) -> None:
+        """Becomes what gave `tensors`, where the network is."""
         self._accepted, self._importance = (
-            {name.removeprefix(kind): tensor.clone() for name, tensor in tensors.items() if name.startswith(kind)}
+            {
+                name.removeprefix(kind): tensor.to(device).clone()
+                for name, tensor in tensors.items()
+                if name.startswith(kind)
+            }
             for kind in (WEIGHT, IMPORTANCE)
         )

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -51,5 +52,5 @@ class Restraint(Protocol):
     def tensors(self) -> Mapping[str, Tensor]:
         """All that it remembers; empty before anything was accepted."""
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Becomes what gave `tensors`."""
+    def load_tensors(self, tensors: Mapping[str, Tensor], *, device: torch.device) -> None:
+        """Becomes what gave `tensors`, where the network is."""

@@ -141,7 +141,7 @@ def _restore_tensors(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     learner.weigher = Weigher(learner.settings, window=Evidence(**window))
     learner.prequential.restore({name: tensor.numpy() for name, tensor in _within(tensors, PREQUENTIAL).items()})
     for restraint in learner.restraints:
-        restraint.load_tensors(_within(tensors, restraint.name))
+        restraint.load_tensors(_within(tensors, restraint.name), device=learner.network.device)
 
 
 def _restore_document(learner: Learner, document: TrainerDocument) -> None:

@@ -85,12 +85,12 @@ class Teacher:
             return {}
         return self._network.tensors(rows=self._network.capacity) | {KNOWN: self._known_R}
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor], *, device: torch.device) -> None:
         """An empty mapping changes nothing."""
         if not tensors:
             return
-        self._take({name: tensor for name, tensor in tensors.items() if name != KNOWN}, device=torch.device("cpu"))
-        self._known_R = tensors[KNOWN].bool()
+        self._take({name: tensor for name, tensor in tensors.items() if name != KNOWN}, device=device)
+        self._known_R = tensors[KNOWN].bool().to(device)
 
     def _take(self, weights: Mapping[str, Tensor], *, device: torch.device) -> None:
         network = SASRec.from_tensors(self._settings, weights, capacity=len(weights["item_RD"]))
