@@ -10,6 +10,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from beartype.roar import BeartypeException
+from hypothesis import given
+from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch import Tensor
 from torch.nn import functional
@@ -190,6 +192,56 @@ def test_padding_and_rows_not_in_use_take_no_part(loss: Loss) -> None:
     table[whole.size :] = 50.0
 
     torch.testing.assert_close(loss(dataclasses.replace(whole, item_RD=table)), loss(whole))
+
+
+@every_loss
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 6))
+def test_the_order_of_positions_does_not_matter(loss: Loss, seed: int, count: int) -> None:
+    whole = positions(seed, count=count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    assert whole.negative is not None
+
+    turned = dataclasses.replace(
+        whole,
+        hidden_PD=whole.hidden_PD[order],
+        target_P=whole.target_P[order],
+        weight_P=whole.weight_P[order],
+        negative=whole.negative[order],
+    )
+
+    torch.testing.assert_close(loss(turned), loss(whole))
+
+
+@every_loss
+@given(seed=st.integers(0, 10_000), factor=st.floats(0.0, 100.0))
+def test_the_cost_goes_with_the_weights_and_is_never_negative(loss: Loss, seed: int, factor: float) -> None:
+    whole = dataclasses.replace(positions(seed), log_q_R=None)
+
+    cost = loss(whole)
+
+    assert cost >= 0.0
+    torch.testing.assert_close(loss(dataclasses.replace(whole, weight_P=factor * whole.weight_P)), factor * cost)
+
+
+@every_loss
+@given(seed=st.integers(0, 10_000), better=st.floats(0.01, 10.0))
+def test_a_target_that_scores_higher_costs_less(loss: Loss, seed: int, better: float) -> None:
+    """One hidden unit of 1: the scores are the table, and no negative is the target."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(10, 1, generator=generator, dtype=torch.float64)
+    higher = table.clone()
+    higher[1] += better
+    one = torch.ones(1, dtype=torch.float64)
+    asked = Positions(
+        hidden_PD=one[:, None],
+        target_P=torch.tensor([1]),
+        weight_P=one,
+        item_RD=table,
+        size=8,
+        negative=torch.randint(2, 8, (5,), generator=generator),
+    )
+
+    assert loss(dataclasses.replace(asked, item_RD=higher)) < loss(asked)
 
 
 @every_loss
