@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from deploy.http.settings import HttpSettings
 from deploy.local.settings import AudienceSettings, SupervisorSettings
 from model.settings import ModelSettings, PolicySettings, Section
 from model.store import Place, place_of
@@ -103,6 +104,7 @@ class Settings(Section):
     retrain: RetrainSettings = RetrainSettings()
     gate: GateSettings = GateSettings()
     scoring: ScoringSettings = ScoringSettings()
+    http: HttpSettings = HttpSettings()
     registry: RegistrySettings = RegistrySettings()
     state: StateSettings = StateSettings()
     observe: ObserveSettings = ObserveSettings()

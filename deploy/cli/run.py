@@ -32,6 +32,7 @@ class Kind(enum.StrEnum):
     TRAINER = "trainer"
     SCORING = "scoring"
     SCHEDULER = "scheduler"
+    HTTP = "http"
     AUDIENCE = "audience"
 
 
@@ -139,6 +140,19 @@ def _scheduler(settings: Settings, _name: str, options: Sequence[str]) -> None:
         run_scheduler(settings, stop, command=command)
 
 
+def _http(settings: Settings, _name: str, _options: Sequence[str]) -> None:
+    try:
+        from deploy.http.server import run_http  # noqa: PLC0415 - see above
+    except ModuleNotFoundError as error:
+        if error.name not in {"starlette", "uvicorn"}:
+            raise
+        raise ValueError(f"{error.name} is not installed: pip install 'sasrec-stream[http]'") from error
+
+    require_topics(settings.kafka)
+    with stop_on_signals() as stop:
+        run_http(settings, stop)
+
+
 def _audience(settings: Settings, _name: str, _options: Sequence[str]) -> None:
     from deploy.local.audience_process import run_audience  # noqa: PLC0415 - see above
 
@@ -154,5 +168,6 @@ PROCESSES: dict[Kind, Process] = {
     Kind.TRAINER: _trainer,
     Kind.SCORING: _scoring,
     Kind.SCHEDULER: _scheduler,
+    Kind.HTTP: _http,
     Kind.AUDIENCE: _audience,
 }

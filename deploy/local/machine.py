@@ -100,7 +100,8 @@ class Machine:
             "scoring": self.settings.supervisor.scoring_workers,
         }
         mapper = ("mapper",) if self.settings.mapping.sources else ()
-        for kind in ("stream", *mapper, "trainer", "scoring", "scheduler"):
+        http = ("http",) if self.settings.http.enabled else ()
+        for kind in ("stream", *mapper, "trainer", "scoring", "scheduler", *http):
             for number in range(1, workers.get(kind, 1) + 1):
                 self._start(kind, name=kind if number == 1 else f"{kind}-{number}")
         self._offsets = Offsets(self.settings.kafka)
