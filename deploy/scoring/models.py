@@ -127,6 +127,7 @@ class Models:
                 self._advance(route, lineage, began=began)
             else:
                 self._rebuild(route, route.base, lineage, began=began)
+            self._hole = None
         except BrokenChainError as error:
             self._hole = error.hole
             raise

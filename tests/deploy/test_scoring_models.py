@@ -216,6 +216,47 @@ def test_a_delta_that_comes_late_closes_the_hole(trainer: Trainer, models: Model
     assert_serves(models, trainer.learner)
 
 
+def test_a_hole_that_was_closed_is_forgotten_when_old_deltas_go(trainer: Trainer, models: Models) -> None:
+    hear(models, *publish(trainer, 2))
+    (late,) = publish(trainer)
+    path = store.place_of(late.path)
+    raw = store.read(path)
+    store.remove(path)
+    hear(models, *publish(trainer))
+    store.create(path, raw)
+    hear(models, *publish(trainer))
+    store.remove(path)
+
+    (newest,) = publish(trainer)
+    assert hear(models, newest) == newest.name
+    assert_serves(models, trainer.learner)
+
+
+def test_while_a_slow_store_is_read_the_old_model_serves(
+    trainer: Trainer, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = publish(trainer, 2)
+    hear(models, first)
+    asked, answered = threading.Event(), threading.Event()
+
+    def slow(place: store.Place) -> bytes:
+        asked.set()
+        answered.wait(60)
+        return store.read(place)
+
+    monkeypatch.setattr("model.delta.read", slow)
+    swapping = threading.Thread(target=hear, args=(models, second))
+    swapping.start()
+    asked.wait(60)
+    with models.borrowed() as meanwhile:
+        assert meanwhile is not None
+        assert meanwhile.version == first.name
+    answered.set()
+    swapping.join()
+
+    assert_serves(models, trainer.learner)
+
+
 def test_deltas_that_lead_elsewhere_than_the_full_checkpoint_are_given_up_for_it(
     trainer: Trainer, models: Models
 ) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import subprocess
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -94,6 +98,71 @@ def test_on_a_full_disk_learning_goes_on_and_the_next_version_says_what_both_cha
     assert mended is not None
     assert (lost, partial, mended.kind, mended.version) == (None, [], "delta", 3)
     assert counted("sasrec_publication_failures_total") == failures + 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or not done("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)):
+        pytest.skip("mounting a small disk takes root; the fake one above stands in for it")
+    yield disk
+    assert done("umount", str(disk))
+
+
+def done(command: str, *arguments: str) -> bool:
+    """Whether a command of the system succeeded."""
+    found = shutil.which(command)
+    return found is not None and subprocess.run([found, *arguments], check=False, capture_output=True).returncode == 0
+
+
+def fill(disk: Path) -> None:
+    with (disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while True:
+            ballast.write(b"\0" * 1_000)
+
+
+def empty(disk: Path) -> None:
+    (disk / "ballast").unlink()
+
+
+def forbid_writing(disk: Path) -> None:
+    assert done("mount", "--bind", str(disk), str(disk))
+    assert done("mount", "-o", "remount,ro,bind", str(disk))
+
+
+def allow_writing(disk: Path) -> None:
+    assert done("umount", str(disk))
+
+
+@pytest.mark.parametrize(("spoil", "mend"), [(fill, empty), (forbid_writing, allow_writing)], ids=["full", "read-only"])
+@pytest.mark.parametrize("kind", ["delta", "full"])
+def test_a_real_disk_that_takes_nothing_more_loses_nothing(
+    small_disk: Path, spoil: Callable[[Path], None], mend: Callable[[Path], None], kind: str
+) -> None:
+    first, second, third = in_batches(clicks(60), 20)
+    with trainer_in(small_disk) as trainer:
+        trainer.learn(first)
+        trainer.publish()
+        trainer.learn(second)
+        spoil(small_disk)
+        lost = trainer.publish(final=kind == "full")
+        left = store.names(small_disk / trainer.lineage)
+        mend(small_disk)
+        trainer.learn(third)
+
+        assert_live_is(trainer.publish(final=kind == "full"), trainer.learner)
+
+    assert (lost, left) == (None, ["00000001"])
+
+
+def test_a_trainer_is_refused_where_nothing_can_be_written(small_disk: Path) -> None:
+    forbid_writing(small_disk)
+
+    with pytest.raises(ValueError, match=r"Read-only file system.*state\.checkpoints"), only_trainer(small_disk):
+        pass
+    allow_writing(small_disk)
 
 
 def test_while_a_slow_disk_writes_learning_goes_on_and_what_was_copied_is_published(
