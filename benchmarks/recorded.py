@@ -49,7 +49,7 @@ def click_examples(rows: pa.Table) -> Iterator[ClickExample]:
 class Sizes(NamedTuple):
     """Bytes of one version."""
 
-    examples: int
+    clicks: int
     items: int
     changed_rows: int
     delta: int
@@ -85,6 +85,8 @@ class Recorder:
         self._publisher = publisher
         self._heard = heard
         self._root = root
+        self.clicks = 0
+        """Taken from the log."""
         self._lineage = new_lineage()
         publisher.begin(self._lineage, generation=1, live=None)
 
@@ -92,6 +94,7 @@ class Recorder:
         """So many clicks, in micro-batches as under a steady load."""
         for _ in range(count // MICRO_BATCH):
             self.learner.learn([next(self._examples) for _ in range(MICRO_BATCH)])
+            self.clicks += MICRO_BATCH
 
     def publish(self, *, full: bool = False) -> ModelAnnouncement:
         """A version; it and what it needs are linked into `kept`, where no pruning comes."""
@@ -111,7 +114,7 @@ class Recorder:
         files = encoded(tensors_of(self.learner), documents_of(self.learner, cut, ()))
         serving = sum(len(files[name]) for name in ("model.safetensors", "catalogue.msgpack"))
         return Sizes(
-            self.learner.examples_trained,
+            self.clicks,
             len(self.learner.catalogue),
             changed_rows,
             Path(delta.path).stat().st_size,

@@ -115,17 +115,18 @@ def record(rows: pa.Table, root: Path, size: Size) -> Chain:
             trainer.learn(PER_VERSION)
             versions.append(trainer.publish(full=number == size.swaps // 2))
         harmed = [(kind, *_harmed(trainer, kind)) for kind in HARMS]
-        return Chain(versions, harmed, _users(rows.slice(0, trainer.learner.examples_trained)))
+        return Chain(versions, harmed, _users(rows.slice(0, trainer.clicks)))
 
 
 def along(rows: pa.Table, root: Path, size: Size) -> Iterator[Sizes]:
     """The sizes of a version now and then along the log."""
     with recorder(rows, root) as trainer:
         for at in (at for at in size.bytes_at if at <= rows.num_rows):
-            trainer.learn(at - trainer.learner.examples_trained - PER_VERSION)
+            trainer.learn(at - trainer.clicks - PER_VERSION)
             trainer.publish()
-            yield _sizes(trainer)
-            print(f"{trainer.learner.examples_trained:,} clicks learnt", file=sys.stderr, flush=True)
+            measured = _sizes(trainer)
+            print(measured, file=sys.stderr, flush=True)
+            yield measured
 
 
 def _sizes(trainer: Recorder) -> Sizes:
@@ -393,7 +394,7 @@ def harms(load: Load, chain: Chain) -> Iterator[Row]:
 def sizes(measured: Iterable[Sizes]) -> Iterator[Row]:
     """Bytes of a full checkpoint over those of a delta, at the same moment."""
     for one in measured:
-        at = f"after {one.examples:,} clicks, {one.items:,} items"
+        at = f"after {one.clicks:,} clicks, {one.items:,} items"
         yield row(f"rows changed by {PER_VERSION} clicks {at}", one.changed_rows, unit="")
         yield row(
             f"full checkpoint {at}",
