@@ -118,7 +118,9 @@ class Intake:
         if not lagging:
             return self.take_all()
         horizon = min(queue.records[-1].timestamp for queue in lagging)
-        return self._batch(lambda record: bool(record.timestamp <= horizon)) or self.take_all()
+        # Of the horizon's own millisecond more may come, which would stand before what another topic has of it.
+        before = self._batch(lambda record: bool(record.timestamp < horizon))
+        return before or self._batch(lambda record: bool(record.timestamp <= horizon)) or self.take_all()
 
     def take_all(self) -> Batch | None:
         """All that is queued, whatever else may come; still what is owed first."""

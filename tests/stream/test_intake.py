@@ -70,7 +70,7 @@ def test_only_records_up_to_where_the_slower_topic_has_come_are_taken() -> None:
     queue = intake()
     clicks = message(CLICKS, 0, 10, 20, 30)
     queue.put(clicks, finished=0)
-    queue.put(message(SLATES, 0, 15, 20), finished=0)
+    queue.put(message(SLATES, 0, 15, 20, 25), finished=0)
 
     batch = queue.take(more_slates)
 
@@ -79,9 +79,19 @@ def test_only_records_up_to_where_the_slower_topic_has_come_are_taken() -> None:
     assert clicks in batch.messages
     assert clicks not in batch.ended
     rest = queue.take_all()
-    assert places(rest) == [(CLICKS, 2)]
+    assert places(rest) == [(SLATES, 2), (CLICKS, 2)]
     assert rest is not None
-    assert rest.ended == [clicks]
+    assert clicks in rest.ended
+
+
+def test_of_one_millisecond_the_order_is_the_same_wherever_a_topic_was_cut() -> None:
+    queue = intake()
+    queue.put(message(CLICKS, 0, 10, 20), finished=0)
+    queue.put(message(SLATES, 0, 5, 10), finished=0)
+
+    assert places(queue.take(more_slates)) == [(SLATES, 0)]
+    queue.put(message(SLATES, 2, 10, 30), finished=0)
+    assert places(queue.take(nothing_more)) == [(SLATES, 1), (SLATES, 2), (CLICKS, 0), (CLICKS, 1), (SLATES, 3)]
 
 
 def test_a_chunk_that_does_not_follow_on_the_former_is_refused() -> None:
