@@ -27,13 +27,14 @@ COMMANDS = {
     "produce": "deploy.cli.produce:produce",
     "replay": "deploy.cli.replay:replay",
     "watch": "deploy.cli.watch:watch",
+    "why": "deploy.cli.why:why",
     "settings": "deploy.cli.settings:settings",
     "schemas": "deploy.cli.schemas:schemas",
 }
 """Where each command stands: a function, or a typer app for a command with sub-commands."""
 
 
-CLIENTS = frozenset({"run", "retrain", "rerun", "topics", "accounts", "dlq", "produce", "replay", "watch"})
+CLIENTS = frozenset({"run", "retrain", "rerun", "topics", "accounts", "dlq", "produce", "replay", "watch", "why"})
 """Commands that talk to a Kafka which runs already."""
 
 

@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 from kafka import KafkaConsumer, TopicPartition
-from kafka.partitioner.default import murmur2
 
-from deploy.observe.reading import partitions_of
+from deploy.observe.reading import partition_of, partitions_of
 from deploy.observe.titles import read_titles
 from stream import clients
 from stream.admin import require_topics
@@ -21,7 +20,6 @@ from stream.settings import KafkaSettings
 from stream.topics import RECOMMENDATIONS
 
 _POLL_MS = 500
-_LARGEST_POSITIVE = 0x7FFFFFFF
 
 
 def watch(
@@ -41,11 +39,6 @@ def watch(
         begin(consumer, kafka, user=user, at="beginning" if from_beginning else "end")
         for value in values_of(consumer, user):
             typer.echo(value.decode() if as_json else _readable(value, titles))
-
-
-def partition_of(user_id: str, *, partitions: int) -> int:
-    """Where every Kafka client with the usual partitioner (murmur2) puts this user."""
-    return int(murmur2(user_id.encode()) & _LARGEST_POSITIVE) % partitions
 
 
 def begin(consumer: KafkaConsumer, kafka: KafkaSettings, *, user: str, at: Literal["beginning", "end"]) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
+from kafka.partitioner.default import murmur2
 
 from stream import clients
 from stream.settings import KafkaSettings
 
 _POLL_MS = 1_000
+_LARGEST_POSITIVE = 0x7FFFFFFF
 
 
 def read_all(kafka: KafkaSettings, name: str) -> Iterator[ConsumerRecord]:
@@ -40,3 +42,8 @@ def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
     if not numbers:
         raise ValueError(f"there is no topic {topic}; make the topics with `sasrec-stream topics create`")
     return [TopicPartition(topic, number) for number in sorted(numbers)]
+
+
+def partition_of(user_id: str, *, partitions: int) -> int:
+    """Where every Kafka client with the usual partitioner (murmur2) puts this user."""
+    return int(murmur2(user_id.encode()) & _LARGEST_POSITIVE) % partitions

@@ -6,7 +6,8 @@ import itertools
 import msgspec
 import pytest
 
-from deploy.cli.watch import begin, partition_of, readable, values_of
+from deploy.cli.watch import begin, readable, values_of
+from deploy.observe.reading import partition_of
 from stream import clients
 from stream.events import Cause, Recommendation, RecommendedItem
 from stream.settings import KafkaSettings
