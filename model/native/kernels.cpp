@@ -1,9 +1,11 @@
 // What Python calls, by ctypes: plain structures of numbers and addresses. Nothing here throws, keeps or frees memory
 // of the caller. A change to a structure must be made in `library.py` too.
 
+#include "best.h"
 #include "block.h"
 #include "embedding.h"
 #include "last_norm.h"
+#include "softmax.h"
 
 extern "C" {
 
@@ -24,5 +26,9 @@ void native_embedding_backward(const EmbeddingCall* call) { native::Embedding(*c
 void native_norm_forward(const NormCall* call) { native::LastNorm(*call).forward(); }
 
 void native_norm_backward(const NormCall* call) { native::LastNorm(*call).backward(); }
+
+void native_softmax_gradients(const SoftmaxCall* call) { native::softmax_gradients(*call); }
+
+void native_best(const BestCall* call) { native::best_of(*call); }
 
 }  // extern "C"

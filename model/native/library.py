@@ -53,6 +53,24 @@ class NormCall(ctypes.Structure):
     )
 
 
+class SoftmaxCall(ctypes.Structure):
+    """`struct SoftmaxCall` of softmax.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "threads", "is_short")),
+        *((name, _POINTER) for name in ("scores", "targets", "weights", "losses")),
+    )
+
+
+class BestCall(ctypes.Structure):
+    """`struct BestCall` of best.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("users", "columns", "first", "keep", "excluded_columns", "threads")),
+        *((name, _POINTER) for name in ("scores", "live", "excluded", "keys", "counts")),
+    )
+
+
 class Sequences(NamedTuple):
     """B sequences one after another; of each, the newest `last` come out of a block."""
 
@@ -80,10 +98,10 @@ class Kernels:
         self._library = library
         library.native_block_saved.restype = ctypes.c_int64
         library.native_block_saved.argtypes = [ctypes.c_int64] * 4
-        for name in ("block", "embedding", "norm"):
-            for way in ("forward", "backward"):
-                function = getattr(library, f"native_{name}_{way}")
-                function.restype, function.argtypes = None, [_POINTER]
+        names = [f"{name}_{way}" for name in ("block", "embedding", "norm") for way in ("forward", "backward")]
+        for name in (*names, "softmax_gradients", "best"):
+            function = getattr(library, f"native_{name}")
+            function.restype, function.argtypes = None, [_POINTER]
 
     def saved_for_block(self, sequences: Sequences, *, units: int, heads: int) -> Tensor:
         """Room for what a block's backward pass needs."""
@@ -112,6 +130,14 @@ class Kernels:
     def norm_backward(self, call: NormCall) -> None:
         """Fills the three gradients."""
         self._library.native_norm_backward(ctypes.byref(call))
+
+    def softmax_gradients(self, call: SoftmaxCall) -> None:
+        """Turns `scores` into gradients, fills `losses`."""
+        self._library.native_softmax_gradients(ctypes.byref(call))
+
+    def best(self, call: BestCall) -> None:
+        """Adds to `keys` and `counts`."""
+        self._library.native_best(ctypes.byref(call))
 
 
 def address(tensor: Tensor) -> int:

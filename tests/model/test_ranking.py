@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model import ranking
 from model.catalogue import PADDING
+from model.native.functions import kernels
 from model.ranking import rank_of, top_k
 
 NONE_EXCLUDED = torch.empty(1, 0, dtype=torch.int64)
@@ -18,6 +19,14 @@ NONE_EXCLUDED = torch.empty(1, 0, dtype=torch.int64)
 @pytest.fixture(params=[1, 7, 1 << 22], ids=["a score at a time", "small chunks", "one chunk"])
 def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranking, "CHUNK_SCORES", request.param)
+
+
+@pytest.fixture(params=[True, False], ids=["native", "torch"])
+def _searches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.param:
+        monkeypatch.setattr(ranking, "collects_natively", lambda _: False)
+    elif kernels() is None:
+        pytest.skip("no native kernels: there is no C++ compiler, or SASREC_NATIVE is off")
 
 
 def sorted_rows(scores: Tensor, excluded: Tensor, live: Tensor) -> list[list[int]]:
@@ -30,7 +39,7 @@ def sorted_rows(scores: Tensor, excluded: Tensor, live: Tensor) -> list[list[int
     return served
 
 
-@pytest.mark.usefixtures("_chunks")
+@pytest.mark.usefixtures("_chunks", "_searches")
 @pytest.mark.parametrize("k", [1, 3, 10, 50])
 @pytest.mark.parametrize("users", [1, 4])
 def test_the_best_items_are_those_of_a_full_sort(k: int, users: int) -> None:
@@ -91,6 +100,7 @@ def test_a_target_that_cannot_be_served_is_a_miss(target: int) -> None:
     assert ranks.tolist() == [11]
 
 
+@pytest.mark.usefixtures("_searches")
 def test_excluding_everything_leaves_padding() -> None:
     best = top_k(
         torch.ones(1, 1),
@@ -103,6 +113,7 @@ def test_excluding_everything_leaves_padding() -> None:
     assert best.row_BK.tolist() == [[PADDING, PADDING]]
 
 
+@pytest.mark.usefixtures("_searches")
 def test_no_users_are_answered_with_nothing() -> None:
     best = top_k(
         torch.ones(0, 1),
@@ -113,6 +124,35 @@ def test_no_users_are_answered_with_nothing() -> None:
     )
 
     assert best.row_BK.shape == (0, 2)
+
+
+@pytest.mark.parametrize("users", [1, 5])
+def test_both_searches_find_the_same_in_a_large_catalogue(users: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(users)
+    hidden, table = torch.randn(users, 16, generator=generator), torch.randn(5_000, 16, generator=generator)
+    excluded = torch.randint(0, 5_000, (users, 100), generator=generator)
+    live = torch.rand(5_000, generator=generator) < 0.9
+
+    found = top_k(hidden, table, k=60, excluded_BE=excluded, live_R=live)
+    monkeypatch.setattr(ranking, "collects_natively", lambda _: False)
+    expected = top_k(hidden, table, k=60, excluded_BE=excluded, live_R=live)
+
+    assert torch.equal(found.row_BK, expected.row_BK)
+    assert torch.allclose(found.score_BK, expected.score_BK, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_chunks", "_searches")
+def test_of_equal_negative_scores_as_many_are_found_as_are_asked_for() -> None:
+    best = top_k(
+        torch.ones(2, 1),
+        torch.full((300, 1), -2.5),
+        k=7,
+        excluded_BE=torch.tensor([[1, 2], [3, 3]]),
+        live_R=torch.ones(300, dtype=torch.bool),
+    )
+
+    assert best.score_BK.tolist() == [[-2.5] * 7] * 2
+    assert all(len(set(row)) == 7 for row in best.row_BK.tolist())
 
 
 @given(seed=st.integers(0, 2**32), k=st.integers(1, 12))

@@ -1,0 +1,271 @@
+"""Click in Kafka -> fresh recommendation in Kafka: how long, hop by hop, while the trainer learns?
+
+    .venv/bin/python -m benchmarks.latency FILE [--rates 100 500 1000 2000 4000] [--seconds S] [--quick]
+
+The first clicks of the log go in at full speed, so that a model serves and histories stand; the next ones at each rate
+in turn, evenly, whatever comes back (an open loop). A click is stamped when the client hands it over, in the record of
+its user's sequence, in its slate (`generated_at_ms`), and when the client reads that slate. A user's next click may
+come before the slate of the last: then only the newest is answered, and the answer is counted as that one's.
+
+The baseline is Kafka alone: the same clicks, read back from their own topic by the same client in the same run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from kafka import KafkaConsumer
+
+from benchmarks.common import Baseline, Goal, Row, arguments, explained, report, row
+from benchmarks.system import System, running_system
+from deploy.observe.reading import partitions_of
+from deploy.replay.events import Message, events
+from deploy.replay.formats import load_log
+from deploy.replay.player import Pace
+from deploy.scoring.histories import decode_history
+from stream import clients
+from stream.settings import KafkaSettings
+from stream.topics import CLICKS, RECOMMENDATIONS, SEQUENCES
+
+RATES = (100, 500, 1_000, 2_000, 4_000)
+SECONDS, QUICK_SECONDS = 20.0, 5.0
+WARM_UP_CLICKS, QUICK_WARM_UP_CLICKS = 50_000, 5_000
+GOAL_RATE = 500
+SUSTAINED_MS = 1_000.0
+"""A rate is sustained where the slowest answers of its last clicks take no longer."""
+SETTLE_SECONDS = 60.0
+
+Hop = Literal["click sent -> in its sequence", "sequence -> ranked", "ranked -> read by the client", "click -> slate"]
+Position = tuple[int, int]
+"""Partition and offset of a click."""
+
+
+class Slate(msgspec.Struct, frozen=True):
+    """What is read of a recommendation."""
+
+    cause: dict[str, Any]
+    generated_at_ms: int
+    model_version: str | None = None
+
+
+class Seen(NamedTuple):
+    """Times in milliseconds since 1970, by the click's position."""
+
+    sent: dict[Position, float]
+    read_back: dict[Position, float]
+    in_sequence: dict[Position, float]
+    ranked: dict[Position, float]
+    answered: dict[Position, float]
+    versions: set[str]
+
+
+class Measured(NamedTuple):
+    """One rate."""
+
+    rate: int
+    sent: int
+    answered: int
+    hops: dict[Hop, np.ndarray]
+    """Milliseconds, one number for each click that was answered by a slate of its own."""
+    read_back: np.ndarray
+    """Milliseconds of Kafka alone."""
+    versions: int
+
+    @property
+    def is_sustained(self) -> bool:
+        """Whether nothing piled up."""
+        tail = self.hops["click -> slate"][-max(1, self.answered // 10) :]
+        return self.answered > 0 and float(tail.max()) <= SUSTAINED_MS
+
+
+class Watcher:
+    """Reads clicks, sequences and slates as they come, on a thread of its own."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._kafka = kafka
+        self._ended = threading.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._slate = msgspec.json.Decoder(Slate)
+        self.seen = Seen({}, {}, {}, {}, {}, set())
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def begin(self) -> None:
+        """Forgets what was seen."""
+        self.seen = Seen({}, {}, {}, {}, {}, set())
+
+    def _run(self) -> None:
+        with contextlib.closing(clients.consumer(self._kafka)) as consumer:
+            topics = [self._kafka.topic(name) for name in (CLICKS, SEQUENCES, RECOMMENDATIONS)]
+            consumer.assign([partition for topic in topics for partition in partitions_of(consumer, topic)])
+            consumer.seek_to_end()
+            for partition in consumer.assignment():
+                consumer.position(partition)
+            self._ready.set()
+            while not self._ended.is_set():
+                self._read(consumer)
+
+    def _read(self, consumer: KafkaConsumer) -> None:
+        polled = consumer.poll(timeout_ms=100)
+        now_ms = time.time() * 1_000
+        for partition, records in polled.items():
+            name = partition.topic.removeprefix(self._kafka.topic_prefix)
+            for record in records:
+                self._take(name, record, now_ms)
+
+    def _take(self, name: str, record: Any, now_ms: float) -> None:  # noqa: ANN401 - kafka-python ships no types
+        seen = self.seen
+        if name == CLICKS:
+            seen.read_back[record.partition, record.offset] = now_ms
+        elif name == SEQUENCES and record.value is not None:
+            cause = decode_history(record.value).cause
+            if cause is not None:
+                seen.in_sequence.setdefault((cause.partition, cause.offset), record.timestamp)
+        elif name == RECOMMENDATIONS:
+            slate = self._slate.decode(record.value)
+            if slate.cause["topic"] == CLICKS:
+                position = slate.cause["partition"], slate.cause["offset"]
+                seen.answered.setdefault(position, now_ms)
+                seen.ranked.setdefault(position, slate.generated_at_ms)
+                seen.versions.add(str(slate.model_version))
+
+
+def send_steadily(kafka: KafkaSettings, messages: Iterable[Message], *, rate: int, sent: dict[Position, float]) -> int:
+    """Sends at an even rate whatever comes back; fills `sent` as Kafka acknowledges; returns how many were sent."""
+    count = 0
+    with clients.producer(kafka, linger_ms=0) as producer:
+        began = time.monotonic()
+        for count, message in enumerate(messages, start=1):
+            time.sleep(max(0.0, began + count / rate - time.monotonic()))
+            _send(producer, kafka, message, sent)
+        producer.flush()
+    return count
+
+
+def _send(producer: Any, kafka: KafkaSettings, message: Message, sent: dict[Position, float]) -> None:  # noqa: ANN401
+    at_ms = time.time() * 1_000
+    future = producer.send(kafka.topic(message.topic), key=message.key, value=message.value)
+    future.add_callback(lambda stood: sent.__setitem__((stood.partition, stood.offset), at_ms))
+
+
+def measure(system: System, watcher: Watcher, messages: Iterable[Message], *, rate: int) -> Measured:
+    """Plays the messages at a rate and waits until all are done."""
+    watcher.begin()
+    seen = watcher.seen
+    count = send_steadily(system.kafka, messages, rate=rate, sent=seen.sent)
+    system.wait_until_caught_up(("stream", "scoring"))
+    _settle(seen)
+    return measured(seen, rate=rate, sent=count)
+
+
+def _settle(seen: Seen) -> None:
+    """The last slates are on their way to the client: until nothing more comes."""
+    deadline, before = time.monotonic() + SETTLE_SECONDS, -1
+    while len(seen.answered) != before and time.monotonic() < deadline:
+        before = len(seen.answered)
+        time.sleep(0.5)
+
+
+def measured(seen: Seen, *, rate: int, sent: int) -> Measured:
+    """Hops of the clicks that have a slate of their own, in the order in which they were sent."""
+    positions = [
+        position
+        for position in sorted(seen.sent, key=seen.sent.__getitem__)
+        if position in seen.answered and position in seen.in_sequence
+    ]
+    stamps = [
+        [times[position] for position in positions]
+        for times in (seen.sent, seen.in_sequence, seen.ranked, seen.answered)
+    ]
+    sent_N, sequence_N, ranked_N, answered_N = np.array(stamps).reshape(4, len(positions))
+    back = [seen.read_back[position] - at for position, at in seen.sent.items() if position in seen.read_back]
+    hops: dict[Hop, np.ndarray] = {
+        "click sent -> in its sequence": sequence_N - sent_N,
+        "sequence -> ranked": ranked_N - sequence_N,
+        "ranked -> read by the client": answered_N - ranked_N,
+        "click -> slate": answered_N - sent_N,
+    }
+    return Measured(rate, sent, len(positions), hops, np.array(back), len(seen.versions))
+
+
+def rows_of(all_measured: Sequence[Measured]) -> list[Row]:
+    """Every rate: the whole way beside Kafka alone, then its hops."""
+    rows = [line for one in all_measured for line in _rows_of_rate(one)]
+    sustained = [one.rate for one in all_measured if one.is_sustained]
+    return [*rows, row("highest rate sustained", max(sustained, default=0), unit="clicks/s")]
+
+
+def _rows_of_rate(one: Measured) -> Iterator[Row]:
+    yield row(
+        f"{one.rate}/s: clicks with a slate of their own",
+        one.answered,
+        unit="",
+        baseline=Baseline("clicks sent", one.sent),
+    )
+    for percent, most_ms in ((50, 25.0), (99, 100.0)):
+        for hop, took in one.hops.items():
+            is_whole = hop == "click -> slate"
+            yield row(
+                f"{one.rate}/s: {hop}, p{percent}",
+                _percentile(took, percent),
+                unit="ms",
+                baseline=Baseline("Kafka alone", _percentile(one.read_back, percent)) if is_whole else None,
+                goal=Goal("at most", most_ms, of="ours") if is_whole and one.rate == GOAL_RATE else None,
+            )
+    yield row(f"{one.rate}/s: model versions that served", one.versions, unit="")
+
+
+def _percentile(values: np.ndarray, percent: int) -> float:
+    return float(np.percentile(values, percent)) if len(values) else float("nan")
+
+
+def run(file: Path, directory: Path, *, rates: Sequence[int], seconds: float, warm_up: int) -> list[Measured]:
+    """Starts the system, warms it up, and measures rate after rate on the clicks that follow in the log."""
+    rows = load_log(file).rows
+    needed = warm_up + sum(int(rate * seconds) for rate in rates)
+    if rows.num_rows < needed:
+        raise ValueError(
+            f"{needed:,} clicks are needed, the log has {rows.num_rows:,}; give fewer --rates or --seconds"
+        )
+    messages = (message for event in events(rows.slice(warm_up)) for message in event.messages)
+    with running_system(directory) as system:
+        system.play(rows.slice(0, warm_up), pace=Pace(None))
+        system.wait_until_caught_up()
+        with Watcher(system.kafka) as watcher:
+            return [measure(system, watcher, islice(messages, int(rate * seconds)), rate=rate) for rate in rates]
+
+
+def main() -> None:
+    """Measures and reports."""
+    parser = arguments("Click in Kafka -> fresh recommendation in Kafka, hop by hop, at several rates.")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a log as `sasrec-stream replay` takes it")
+    parser.add_argument("--rates", type=int, nargs="+", default=RATES, help="clicks a second, one after another")
+    parser.add_argument("--seconds", type=float, help=f"of every rate; {SECONDS:g}, quick {QUICK_SECONDS:g}")
+    options = parser.parse_args()
+    seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
+    warm_up = QUICK_WARM_UP_CLICKS if options.quick else WARM_UP_CLICKS
+    rates = options.rates[:2] if options.quick else options.rates
+    with tempfile.TemporaryDirectory(prefix="latency-") as folder:
+        found = run(options.file, Path(folder), rates=rates, seconds=seconds, warm_up=warm_up)
+    report("latency", rows_of(found))
+
+
+if __name__ == "__main__":
+    explained(main)

@@ -1,0 +1,92 @@
+// The best columns of every row of scores, part by part of a catalogue: no score is moved, hardly one is looked at twice.
+#pragma once
+
+#include <algorithm>
+
+#include "block.h"
+
+extern "C" {
+struct BestCall {
+    int64_t users, columns, first, keep, excluded_columns, threads;
+    const float* scores;      // users x columns, of the items first, first + 1, ...
+    const uint8_t* live;      // of all items, whether they may be served
+    const int64_t* excluded;  // users x excluded_columns, ascending
+    uint64_t* keys;           // users x 2 * keep: what was found so far, then what is found here
+    int64_t* counts;          // users: keys that stand there
+};
+}
+
+namespace native {
+
+// Score and item as one number: a higher score is a higher number, of equal scores the lower item is.
+inline uint64_t key_of(float score, int64_t item) {
+    uint32_t bits;
+    std::memcpy(&bits, &score, sizeof bits);
+    bits = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return static_cast<uint64_t>(bits) << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(item));
+}
+
+inline float score_of(uint64_t key) {
+    uint32_t bits = static_cast<uint32_t>(key >> 32);
+    bits = bits >> 31 ? bits & 0x7FFFFFFFu : ~bits;
+    float score;
+    std::memcpy(&score, &bits, sizeof score);
+    return score;
+}
+
+class Best {
+  public:
+    Best(const BestCall& call, long user)
+        : call_(call), keys_(call.keys + user * 2 * call.keep), count_(call.counts[user]),
+          scores_(call.scores + user * call.columns), excluded_(call.excluded + user * call.excluded_columns) {
+        if (count_ == call.keep) least_ = score_of(*std::min_element(keys_, keys_ + count_));
+    }
+
+    // Collects what beats the least of the best so far; whenever the room is full, half of it goes.
+    long add() {
+        long column = 0;
+        for (; column + kTogether <= call_.columns; column += kTogether) {
+            Vector most = load(scores_ + column);
+            for (long at = kLanes; at < kTogether; at += kLanes) {
+                const Vector here = load(scores_ + column + at);
+                most = here > most ? here : most;
+            }
+            if (largest(most) > least_)
+                for (long at = column; at < column + kTogether; ++at) consider(at);
+        }
+        for (; column < call_.columns; ++column) consider(column);
+        if (count_ > call_.keep) halve();
+        return count_;
+    }
+
+  private:
+    static constexpr long kTogether = 8 * kLanes;
+
+    void consider(long column) {
+        if (!(scores_[column] > least_)) return;
+        const int64_t item = call_.first + column;
+        if (!call_.live[item] || std::binary_search(excluded_, excluded_ + call_.excluded_columns, item)) return;
+        keys_[count_++] = key_of(scores_[column], item);
+        if (count_ == 2 * call_.keep) halve();
+    }
+
+    void halve() {
+        std::nth_element(keys_, keys_ + call_.keep - 1, keys_ + count_, std::greater<uint64_t>());
+        count_ = call_.keep;
+        least_ = score_of(keys_[call_.keep - 1]);
+    }
+
+    const BestCall& call_;
+    uint64_t* keys_;
+    int64_t count_;
+    const float* scores_;
+    const int64_t* excluded_;
+    float least_ = -INFINITY;
+};
+
+inline void best_of(const BestCall& call) {
+    const auto nothing = [] { return 0; };
+    in_parallel(call.users, call.threads, nothing, [&](long user, int) { call.counts[user] = Best(call, user).add(); });
+}
+
+}  // namespace native

@@ -1,0 +1,73 @@
+"""The best items of each user, collected from scores part by part; the same as a sort, without one.
+
+Shapes: B users, C items of a part, E excluded, K best, R rows of the item table.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from model.catalogue import PADDING
+from model.native.functions import kernels
+from model.native.library import BestCall, address
+
+_SCORES_WORTH_A_THREAD = 1 << 19
+_LOW, _TOP, _REST = np.uint64(0xFFFFFFFF), np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
+MOST_ROWS = 1 << 32
+"""Items that a key has room for beside the score."""
+
+
+def collects_natively(item_RD: Tensor) -> bool:
+    """Whether the kernels can collect from scores of this table."""
+    is_fitting = item_RD.device.type == "cpu" and item_RD.dtype == torch.float32 and len(item_RD) < MOST_ROWS
+    return is_fitting and kernels() is not None
+
+
+class NativeBest:
+    """Up to `k` live items of each user, none of them excluded; of equal scores the lower row. NaN is not found."""
+
+    def __init__(self, *, k: int, excluded_BE: Int[Tensor, "B E"], live_R: Bool[Tensor, " R"]) -> None:
+        users = len(excluded_BE)
+        padding_B1 = excluded_BE.new_full((users, 1), PADDING)
+        self._excluded_BE = torch.cat((padding_B1, excluded_BE), dim=1).sort(dim=1).values.contiguous()
+        self._live_R = live_R.contiguous()
+        self._k = k
+        self._key_BJ = torch.empty(users, 2 * k, dtype=torch.int64)
+        self._count_B = torch.zeros(users, dtype=torch.int64)
+
+    def add(self, score_BC: Float[Tensor, "B C"], *, first: int) -> None:
+        """Takes in the scores of the rows `first`, `first` + 1, ..."""
+        found = kernels()
+        assert found is not None, "ask `collects_natively` first"
+        found.best(
+            BestCall(
+                users=len(score_BC),
+                columns=score_BC.shape[1],
+                first=first,
+                keep=self._k,
+                excluded_columns=self._excluded_BE.shape[1],
+                threads=torch.get_num_threads() if score_BC.numel() >= _SCORES_WORTH_A_THREAD else 1,
+                scores=address(score_BC),
+                live=address(self._live_R),
+                excluded=address(self._excluded_BE),
+                keys=address(self._key_BJ),
+                counts=address(self._count_B),
+            )
+        )
+
+    def found(self) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
+        """Scores and rows, best first; -inf and PADDING where there are fewer than `k`."""
+        is_found_BK = np.arange(self._k) < self._count_B.numpy()[:, None]
+        key_BK = np.where(is_found_BK, self._key_BJ.numpy().view(np.uint64)[:, : self._k], np.uint64(0))
+        key_BK = np.sort(key_BK, axis=1)[:, ::-1]
+        bits_BK = (key_BK >> np.uint64(32)).astype(np.uint32)
+        score_BK = np.where(bits_BK & _TOP, bits_BK & _REST, ~bits_BK).view(np.float32)
+        row_BK = (_LOW - (key_BK & _LOW)).astype(np.int64)
+        is_found_BK = key_BK != 0
+        return (
+            torch.from_numpy(np.where(is_found_BK, score_BK, np.float32(-np.inf))),
+            torch.from_numpy(np.where(is_found_BK, row_BK, PADDING)),
+        )
