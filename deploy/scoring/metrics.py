@@ -40,7 +40,9 @@ LATENCY = Histogram(
 LATENCY_P50 = Gauge("sasrec_click_to_recommendation_p50_seconds", "Median of the last slates caused by a click.")
 LATENCY_P99 = Gauge("sasrec_click_to_recommendation_p99_seconds", "99th percentile of the same.")
 PROPENSITY_CHECK = Gauge(
-    "sasrec_propensity_check", "Mean of K/(N p) over the items last served: 1 where propensities are true."
+    "sasrec_propensity_check",
+    "Mean of K/(N p) over the items last served: 1 where propensities are true and every item has a chance.",
+    ["policy"],
 )
 BATCH_USERS = Histogram(
     "sasrec_scoring_batch_users", "Users ranked together.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
