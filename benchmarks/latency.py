@@ -2,10 +2,12 @@
 
     .venv/bin/python -m benchmarks.latency FILE [--rates 100 500 1000 2000 4000] [--seconds S] [--quick]
 
-The first clicks of the log go in at full speed, so that a model serves and histories stand; the next ones at each rate
-in turn, evenly, whatever comes back (an open loop). A click is stamped when the client hands it over, in the record of
-its user's sequence, in its slate (`generated_at_ms`), and when the client reads that slate. A user's next click may
-come before the slate of the last: then only the newest is answered, and the answer is counted as that one's.
+A log of ratings holds one busy user after another, which no site sees: the clicks of its users are interleaved at
+random (each user's own order stays) and dated a millisecond apart. The first of them go in at full speed, so that a
+model serves and histories stand; the next ones at each rate in turn, evenly, whatever comes back (an open loop). A
+click is stamped when the client hands it over, in the record of its user's sequence, in its slate (`generated_at_ms`),
+and when the client reads that slate. A user's next click may come before the slate of the last: then only the newest is
+answered, and the answer is counted as that one's.
 
 The baseline is Kafka alone: the same clicks, read back from their own topic by the same client in the same run.
 """
@@ -23,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from kafka import KafkaConsumer
 
 from benchmarks.common import Baseline, Goal, Row, arguments, explained, report, row
@@ -236,9 +239,21 @@ def _percentile(values: np.ndarray, percent: int) -> float:
     return float(np.percentile(values, percent)) if len(values) else float("nan")
 
 
+def interleaved(rows: pa.Table, *, end_ms: int, seed: int = 0) -> pa.Table:
+    """All users at once: a random order in which each user's own is kept, dated a millisecond apart up to `end_ms`."""
+    user_N = rows["user_id"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    drawn_N = np.random.default_rng(seed).random(rows.num_rows)
+    by_user_N, by_place_N = np.lexsort((np.arange(rows.num_rows), user_N)), np.lexsort((drawn_N, user_N))
+    place_N = np.empty(rows.num_rows)
+    place_N[by_user_N] = drawn_N[by_place_N]
+    ordered = rows.take(pa.array(np.argsort(place_N)))
+    time_N = pa.array(np.arange(end_ms - rows.num_rows, end_ms), ordered.schema.field("time_ms").type)
+    return ordered.set_column(ordered.schema.get_field_index("time_ms"), "time_ms", time_N)
+
+
 def run(file: Path, directory: Path, *, rates: Sequence[int], seconds: float, warm_up: int) -> list[Measured]:
     """Starts the system, warms it up, and measures rate after rate on the clicks that follow in the log."""
-    rows = load_log(file).rows
+    rows = interleaved(load_log(file).rows, end_ms=time.time_ns() // 1_000_000)
     needed = warm_up + sum(int(rate * seconds) for rate in rates)
     if rows.num_rows < needed:
         raise ValueError(
