@@ -9,6 +9,7 @@ where on `recommendations` may hold answers to what stands behind it, so that a 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -31,6 +32,9 @@ FIRST_JOIN_SECONDS, LONGEST_JOIN_SECONDS = 0.1, 3.0
 """How long a poll waits while the group settles, twice as long each time. kafka-python throws away an answer to its
 joining that comes between two polls and joins anew, so polls shorter than the round trip would never have us in.
 """
+
+SETTLE_SECONDS = (REBALANCE_TIMEOUT_MS + SESSION_TIMEOUT_MS) / 1_000
+"""No group settles longer than it waits for its slowest and its dead members: who waits longer was forgotten."""
 
 
 class Done(NamedTuple):
@@ -75,13 +79,14 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python s
         """While the group settles whose the partitions are: answering now might answer what another answers, too."""
         self._assigned = False
         self._join_seconds = FIRST_JOIN_SECONDS
+        self._moving_since: float | None = None
         self._next: dict[Source, int] = {}
         self._answer_from: dict[Source, int] = {}
         self._rebuild_to: dict[Source, int] = {}
-        topics = [kafka.topic(SEQUENCES), kafka.topic(REQUESTS)]
-        for topic in topics:  # known before the group is joined, or the first assignment is empty
+        self._topics = [kafka.topic(SEQUENCES), kafka.topic(REQUESTS)]
+        for topic in self._topics:  # known before the group is joined, or the first assignment is empty
             self._consumer.partitions_for_topic(topic)
-        self._consumer.subscribe(topics, listener=self)
+        self._consumer.subscribe(self._topics, listener=self)
 
     def on_partitions_revoked(self, revoked: list[TopicPartition]) -> None:  # noqa: ARG002 - the base class names it
         """Whose the partitions will be is open from now on. Runs on the consumer's own thread: only takes a note."""
@@ -97,6 +102,7 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python s
 
         While the group settles there are none.
         """
+        self._join_again_if_forgotten()
         seconds = self._join_seconds if self.moving else timeout_seconds
         self._join_seconds = min(2 * self._join_seconds, LONGEST_JOIN_SECONDS) if self.moving else FIRST_JOIN_SECONDS
         polled = self._consumer.poll(timeout_ms=math.ceil(seconds * 1_000), max_records=limit)
@@ -104,6 +110,19 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python s
         for source, records in arrived:
             self._next[source] = records[-1].offset + 1
         return arrived
+
+    def _join_again_if_forgotten(self) -> None:
+        """kafka-python has been seen to refuse a commit for a rebalance of which no assignment ever came."""
+        now = time.monotonic()
+        if not self.moving:
+            self._moving_since = None
+        elif self._moving_since is None:
+            self._moving_since = now
+        elif now - self._moving_since > SETTLE_SECONDS:
+            structlog.get_logger().warning("joining the group again", reason="no assignment came")
+            self._moving_since = now
+            self._consumer.unsubscribe()
+            self._consumer.subscribe(self._topics, listener=self)
 
     def answer_from(self, source: Source) -> int:
         """What stands before was answered when we got the partition."""

@@ -21,9 +21,12 @@ import pytest
 from kafka import KafkaProducer, TopicPartition
 from structlog.testing import capture_logs
 
+from deploy.scoring.inputs import Inputs
 from deploy.scoring.worker import run_worker
 from deploy.settings import ScoringSettings, Settings, StateSettings
 from model.checkpoint import CATALOGUE, MANIFEST, MODEL, WrittenCheckpoint
+from model.router import Router
+from model.settings import ArmSettings, PolicySettings
 from stream.clients import consumer, producer
 from stream.dead_letters import EXCEPTION
 from stream.events import Item, ModelAnnouncement, Recommendation, Request
@@ -260,6 +263,27 @@ def test_what_others_write_to_recommendations_neither_stops_a_successor_nor_answ
         wait_until(lambda: world.ours("second"))
 
 
+def test_users_of_another_system_are_left_to_it_and_are_not_answered_after_a_restart_either(
+    world: World, settings: Settings, write_model: WriteModel, wait_until: WaitUntil
+) -> None:
+    arms = {"sasrec": ArmSettings(share=0.5), "acme": ArmSettings(share=0.5, ranker="elsewhere")}
+    shared = settings.model_copy(update={"policy": PolicySettings(arms=arms)})
+    router = Router({"sasrec": 0.5, "acme": 0.5})
+    users = [f"user-{number}" for number in range(20)]
+    ours = {f"page-{user_id}" for user_id in users if router.choose(user_id) == "sasrec"}
+    world.announce(write_model(version=1, items=CATALOGUE_ITEMS))
+    for user_id in users:
+        world.request(user_id, f"page-{user_id}")
+    with running(shared):
+        wait_until(lambda: world.answers(*ours))
+    with running(shared):
+        world.request(next(user_id for user_id in users if f"page-{user_id}" in ours), "later")
+        wait_until(lambda: world.answers("later"))
+
+    assert Counter(slate.request_id for slate in world.slates()) == Counter([*ours, "later"])
+    assert {(slate.policy, slate.router_probability) for slate in world.slates()} == {("sasrec", 0.5)}
+
+
 def test_before_the_first_model_users_get_popular_items(
     world: World, settings: Settings, wait_until: WaitUntil
 ) -> None:
@@ -284,6 +308,11 @@ def test_bad_requests_go_to_the_dead_letters_and_the_next_is_answered(
         good + b',"k":0}': "invalid",
         good + b',"k":-1}': "invalid",
         good + b',"k":1000000}': "invalid",
+        good + b',"candidates":[' + b",".join([b'"x"'] * 10_001) + b"]}": "invalid",
+        good + b',"exclude":[' + b",".join([b'"x"'] * 10_001) + b"]}": "invalid",
+        good + b',"fresh_through_offset":-1}': "invalid",
+        good + b',"fresh_through_ms":1700000000}': "invalid",
+        good + b',"wait_ms":60001}': "invalid",
         b'{"event_id":"","user_id":"ann","timestamp_ms":1700000000000}': "invalid",
         b'{"event_id":"e","user_id":"somebody else","timestamp_ms":1700000000000}': "key",
         b'{"event_id":"e","user_id":"ann","timestamp_ms":4000000000000}': "future",
@@ -539,6 +568,23 @@ def test_two_workers_share_the_users_and_one_takes_over_all(
 
     assert {slate.history_length for slate in (*first, *second, *third)} == {2}
     assert set(Counter(slate.request_id for slate in world.slates()).values()) == {1}
+
+
+def test_a_worker_that_waits_for_an_assignment_in_vain_joins_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    monkeypatch.setattr("deploy.scoring.inputs.SETTLE_SECONDS", 0.5)
+    with contextlib.closing(Inputs(settings.kafka)) as inputs:
+
+        def settled() -> bool:
+            inputs.poll(timeout_seconds=0.1, limit=1)
+            return inputs.rebalanced() is not None
+
+        wait_until(settled)
+        inputs.moving = True
+
+        wait_until(settled)
+        assert not inputs.moving
 
 
 def read_all(kafka: KafkaSettings, name: str) -> list[Any]:
