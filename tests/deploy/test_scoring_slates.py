@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,14 @@ from deploy.scoring.shelf import ColdShelf, Shelf, shelf_of
 from deploy.scoring.slates import Query, Slates, Stock
 from model.checkpoint import WrittenCheckpoint, read_serving
 from model.settings import ArmSettings, PolicySettings
-from stream.events import Cause, Recommendation
+from stream.draft import Arrival
+from stream.events import Cause, Click, Recommendation
+from stream.examples import ClickExample
+from stream.join import apply_click, apply_recommendation
+from stream.sequences import UserState, decode_state, encode_state
+from stream.settings import StreamSettings
 from trainer.settings import TrainerSettings
+from trainer.weights import balanced
 
 ITEMS = tuple(f"item-{number}" for number in range(40))
 CAUSE = Cause(topic="clicks", partition=0, offset=0, arrived_at_ms=0)
@@ -314,6 +322,36 @@ def test_over_all_recommenders_of_the_surface_each_item_counts_once(shelf: Shelf
     slates = draw(shelf, *queries, policy=policy, counted=counted)
 
     assert_each_counts_once(one_over_p(slates, [item_id for item_id in ITEMS if item_id != "item-4"]))
+
+
+def test_a_click_on_a_shared_surface_is_weighed_by_the_chance_over_all_recommenders(
+    shelf: Shelf, counted: Counted
+) -> None:
+    """From the slate over Kafka's JSON and the join's fold to the trainer's propensity."""
+    queries = [query(f"r{n}", items=("item-4",))._replace(user_id=f"u{n}") for n in range(30)]
+    for slate in draw(shelf, *queries, policy=PolicySettings(arms=ARMS), counted=counted):
+        told = msgspec.json.decode(msgspec.json.encode(slate), type=Recommendation)
+        item = told.items[3]
+        click = Click(
+            event_id="e",
+            user_id=slate.user_id,
+            item_id=item.item_id,
+            timestamp_ms=NOW_MS + 1,
+            request_id=slate.request_id,
+        )
+        settings = StreamSettings()
+        opened = apply_recommendation(UserState(), told, Arrival("recommendations", 0, 0, NOW_MS), settings)
+        kept = decode_state(encode_state(opened.state))
+
+        (example,) = apply_click(kept, click, Arrival("clicks", 0, 0, NOW_MS), settings).examples
+
+        assert isinstance(example, ClickExample)
+        assert example.served is not None
+        assert item.propensity is not None
+        shares = [slate.router_probability, *(rival.router_probability for rival in slate.rivals)]
+        mixed = sum(map(operator.mul, shares, (item.propensity, *item.rival_propensities)))
+        assert balanced(example.served) == pytest.approx(mixed)
+        assert example.served.policy == slate.policy
 
 
 def test_what_followed_comes_first_and_then_what_is_popular(shelf: Shelf, counted: Counted) -> None:

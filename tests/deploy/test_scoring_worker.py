@@ -375,37 +375,42 @@ def test_while_models_are_swapped_every_request_is_answered_once_by_one_version(
         assert slate.model_version == f"first/{(slate.trained_through_ms or 0) - 1_600_000_000_000}"
 
 
+def folder_of(checkpoint: WrittenCheckpoint) -> Path:
+    assert isinstance(checkpoint.path, Path)
+    return checkpoint.path
+
+
 def flip_a_bit(checkpoint: WrittenCheckpoint) -> WrittenCheckpoint:
-    weights = bytearray((checkpoint.path / MODEL).read_bytes())
+    weights = bytearray((folder_of(checkpoint) / MODEL).read_bytes())
     weights[-1] ^= 1
-    (checkpoint.path / MODEL).write_bytes(weights)
+    (folder_of(checkpoint) / MODEL).write_bytes(weights)
     return checkpoint
 
 
 def truncate(checkpoint: WrittenCheckpoint) -> WrittenCheckpoint:
-    (checkpoint.path / MODEL).write_bytes((checkpoint.path / MODEL).read_bytes()[:-1])
+    (folder_of(checkpoint) / MODEL).write_bytes((folder_of(checkpoint) / MODEL).read_bytes()[:-1])
     return checkpoint
 
 
 def lose_a_file(checkpoint: WrittenCheckpoint) -> WrittenCheckpoint:
-    (checkpoint.path / CATALOGUE).unlink()
+    (folder_of(checkpoint) / CATALOGUE).unlink()
     return checkpoint
 
 
 def alter_the_manifest(checkpoint: WrittenCheckpoint) -> WrittenCheckpoint:
-    manifest = (checkpoint.path / MANIFEST).read_text()
-    (checkpoint.path / MANIFEST).write_text(manifest.replace('"examples_trained": 2', '"examples_trained": 3'))
+    manifest = (folder_of(checkpoint) / MANIFEST).read_text()
+    (folder_of(checkpoint) / MANIFEST).write_text(manifest.replace('"examples_trained": 2', '"examples_trained": 3'))
     return checkpoint
 
 
 def come_from_the_future(checkpoint: WrittenCheckpoint) -> WrittenCheckpoint:
-    manifest = (checkpoint.path / MANIFEST).read_text().replace('"format": 1', '"format": 2').encode()
-    (checkpoint.path / MANIFEST).write_bytes(manifest)
+    manifest = (folder_of(checkpoint) / MANIFEST).read_text().replace('"format": 1', '"format": 2').encode()
+    (folder_of(checkpoint) / MANIFEST).write_bytes(manifest)
     return checkpoint._replace(manifest_sha256=hashlib.sha256(manifest).hexdigest())
 
 
 def lose_everything(checkpoint: WrittenCheckpoint) -> WrittenCheckpoint:
-    checkpoint.path.rename(checkpoint.path.with_name("elsewhere"))
+    folder_of(checkpoint).rename(folder_of(checkpoint).with_name("elsewhere"))
     return checkpoint
 
 
