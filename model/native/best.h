@@ -8,9 +8,9 @@
 extern "C" {
 struct BestCall {
     int64_t users, columns, first, keep, excluded_columns, threads;
-    const float* scores;      // users x columns, of the items first, first + 1, ...
+    float* scores;            // users x columns, of the items first, first + 1, ...; lost where excluded
     const uint8_t* live;      // of all items, whether they may be served
-    const int64_t* excluded;  // users x excluded_columns, ascending
+    const int64_t* excluded;  // users x excluded_columns
     uint64_t* keys;           // users x 2 * keep: what was found so far, then what is found here
     int64_t* counts;          // users: keys that stand there
 };
@@ -38,7 +38,8 @@ class Best {
   public:
     Best(const BestCall& call, long user)
         : call_(call), keys_(call.keys + user * 2 * call.keep), count_(call.counts[user]),
-          scores_(call.scores + user * call.columns), excluded_(call.excluded + user * call.excluded_columns) {
+          scores_(call.scores + user * call.columns) {
+        exclude(call.excluded + user * call.excluded_columns);
         if (count_ == call.keep) least_ = score_of(*std::min_element(keys_, keys_ + count_));
     }
 
@@ -62,10 +63,16 @@ class Best {
   private:
     static constexpr long kTogether = 8 * kLanes;
 
+    void exclude(const int64_t* item) {
+        for (const int64_t* end = item + call_.excluded_columns; item < end; ++item) {
+            const int64_t column = *item - call_.first;
+            if (column >= 0 && column < call_.columns) scores_[column] = -INFINITY;
+        }
+    }
+
     void consider(long column) {
-        if (!(scores_[column] > least_)) return;
         const int64_t item = call_.first + column;
-        if (!call_.live[item] || std::binary_search(excluded_, excluded_ + call_.excluded_columns, item)) return;
+        if (!(scores_[column] > least_) || !call_.live[item]) return;
         keys_[count_++] = key_of(scores_[column], item);
         if (count_ == 2 * call_.keep) halve();
     }
@@ -79,8 +86,7 @@ class Best {
     const BestCall& call_;
     uint64_t* keys_;
     int64_t count_;
-    const float* scores_;
-    const int64_t* excluded_;
+    float* scores_;
     float least_ = -INFINITY;
 };
 

@@ -14,7 +14,7 @@ from model.catalogue import PADDING
 from model.native.functions import kernels
 from model.native.library import BestCall, address
 
-_SCORES_WORTH_A_THREAD = 1 << 19
+_SCORES_WORTH_A_THREAD = 1 << 17
 _LOW, _TOP, _REST = np.uint64(0xFFFFFFFF), np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
 MOST_ROWS = 1 << 32
 """Items that a key has room for beside the score."""
@@ -32,14 +32,14 @@ class NativeBest:
     def __init__(self, *, k: int, excluded_BE: Int[Tensor, "B E"], live_R: Bool[Tensor, " R"]) -> None:
         users = len(excluded_BE)
         padding_B1 = excluded_BE.new_full((users, 1), PADDING)
-        self._excluded_BE = torch.cat((padding_B1, excluded_BE), dim=1).sort(dim=1).values.contiguous()
+        self._excluded_BE = torch.cat((padding_B1, excluded_BE), dim=1)
         self._live_R = live_R.contiguous()
         self._k = k
         self._key_BJ = torch.empty(users, 2 * k, dtype=torch.int64)
         self._count_B = torch.zeros(users, dtype=torch.int64)
 
     def add(self, score_BC: Float[Tensor, "B C"], *, first: int) -> None:
-        """Takes in the scores of the rows `first`, `first` + 1, ..."""
+        """Takes in the scores of the rows `first`, `first` + 1, ..., and spoils those of excluded ones."""
         found = kernels()
         assert found is not None, "ask `collects_natively` first"
         found.best(
