@@ -29,9 +29,7 @@ class Space:
     ) -> None:
         self.shelf = shelf
         self.size = len(shelf.live_R)
-        pool: Iterable[str] = available if before is None else before.newcomers
-        self.newcomers: list[str] = sorted(item_id for item_id in pool if shelf.catalogue.row_of(item_id) == PADDING)
-        self._row_of_newcomer = {item_id: self.size + place for place, item_id in enumerate(self.newcomers)}
+        self.newcomers, self.place_of_newcomer = _newcomers(shelf, available, before)
         self.live_A = np.concatenate((shelf.live_R, np.ones(len(self.newcomers), dtype=np.bool_)))
         self.live_A[self.rows_of(withdrawn)] = False
         self.live_A[PADDING] = False
@@ -43,7 +41,8 @@ class Space:
         row_P = self.shelf.catalogue.rows_of(named)
         if self.newcomers:
             for place in np.flatnonzero(row_P == PADDING).tolist():
-                row_P[place] = self._row_of_newcomer.get(named[place], PADDING)
+                newcomer = self.place_of_newcomer.get(named[place])
+                row_P[place] = PADDING if newcomer is None else self.size + newcomer
         return row_P
 
     def item_of(self, row: int) -> str:
@@ -63,3 +62,13 @@ class Space:
             if category is not None:
                 category_A[row] = number_of.setdefault(category, len(number_of))
         return category_A
+
+
+def _newcomers(shelf: Shelf, available: frozenset[str], before: Space | None) -> tuple[list[str], dict[str, int]]:
+    """What the catalogue has no row for, in order, and the place of each; mostly what it was before."""
+    pool = sorted(available) if before is None else before.newcomers
+    row_P = shelf.catalogue.rows_of(pool)
+    if before is not None and not row_P.any():
+        return before.newcomers, before.place_of_newcomer
+    newcomers = [pool[place] for place in np.flatnonzero(row_P == PADDING).tolist()]
+    return newcomers, {item_id: place for place, item_id in enumerate(newcomers)}
