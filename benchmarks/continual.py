@@ -1,6 +1,6 @@
 """Not forgetting and not standing still: a model that learns week by week, beside one that is made anew every week.
 
-    .venv/bin/python -m benchmarks.continual FILE [--quick] [--only ARM,...] [--joint-every N] [--kept FOLDER]
+    .venv/bin/python -m benchmarks.continual FILE [--quick] [--only ARM,...] [--joint-every N] [--kept FOLDER] [--seen]
 
 FILE is a parquet file of (period, session, item) in the order of arrival, as the DIGINETICA weeks of ADER (Mi, Lin,
 Faltings, RecSys 2020), whose protocol this is: learn week t, be tested on week t + 1 (`benchmarks.weeks`), Recall@20
@@ -162,17 +162,32 @@ def main() -> None:
     parser.add_argument("--only", help=f"some of: {', '.join(ARMS)}")
     parser.add_argument("--joint-every", type=int, default=1, help="make anew only in every such cycle")
     parser.add_argument("--kept", type=Path, default=Path(".run/continual"), help="where cycles and models are kept")
+    parser.add_argument("--seen", action="store_true", help="learn nothing; report what was seen so far")
     options = parser.parse_args()
     torch.set_num_threads(1)
     weeks = read_weeks(options.file)
     weeks = weeks[: QUICK_CYCLES + 1] if options.quick else weeks
     kept = Kept(options.kept, file=options.file)
-    for arm in options.only.split(",") if options.only else ARMS:
+    if not options.seen:
+        learn(
+            kept, weeks, arms=options.only.split(",") if options.only else list(ARMS), joint_every=options.joint_every
+        )
+    report("continual", list(rows_of(kept.cycles(), cycles=len(weeks) - 1)))
+
+
+def learn(kept: Kept, weeks: Sequence[Week], *, arms: Sequence[str], joint_every: int) -> None:
+    """Every cycle of these arms that was not seen yet.
+
+    Raises:
+        ValueError: there is no such arm.
+    """
+    if unknown := set(arms) - ARMS.keys():
+        raise ValueError(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
+    for arm in arms:
         for week in range(len(weeks) - 1):
-            is_due = ARMS[arm].way != "anew" or week % options.joint_every == 0
+            is_due = ARMS[arm].way != "anew" or week % joint_every == 0
             if is_due and not any((one.arm, one.week) == (arm, week) for one in kept.cycles()):
                 go_on(kept, weeks, arm=arm, week=week)
-    report("continual", list(rows_of(kept.cycles(), cycles=len(weeks) - 1)))
 
 
 def settings_of(arm: Arm) -> TrainerSettings:
