@@ -64,11 +64,20 @@ def request(  # noqa: PLR0913, PLR0917 - the options of a command
     k: Annotated[int | None, typer.Option("-k", help="How many items; policy.slate_size if absent.")] = None,
     candidate: Annotated[list[str] | None, typer.Option(help="Only these; may be given several times.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Not these; may be given several times.")] = None,
+    fresh_through_offset: Annotated[
+        int | None, typer.Option(help="Wait for the click at this offset, as `produce click` printed it.")
+    ] = None,
     event_id: EventId = None,
     timestamp_ms: AtMs = None,
 ) -> None:
     """USER opened a page: recommend now."""
-    fields = {"user_id": user, "k": k, "candidates": candidate or None, "exclude": exclude or []}
+    fields = {
+        "user_id": user,
+        "k": k,
+        "candidates": candidate or None,
+        "exclude": exclude or [],
+        "fresh_through_offset": fresh_through_offset,
+    }
     _send(context, REQUESTS, user, _record(Request, fields | _identity(event_id, timestamp_ms)))
 
 

@@ -57,10 +57,12 @@ def test_an_impression_numbers_its_items_from_the_first_slot(kafka: KafkaSetting
 @pytest.mark.broker
 @pytest.mark.usefixtures("installation")
 def test_a_request_says_how_many_and_which(kafka: KafkaSettings) -> None:
-    produce(kafka, "request", "anna", "-k", "3", "--candidate", "1", "--candidate", "2", "--exclude", "9")
+    wishes = ("-k", "3", "--candidate", "1", "--candidate", "2", "--exclude", "9", "--fresh-through-offset", "7")
+    produce(kafka, "request", "anna", *wishes)
 
     request = only(kafka, "requests", Request)
     assert (request.k, request.candidates, request.exclude) == (3, ("1", "2"), ("9",))
+    assert request.fresh_through_offset == 7
 
 
 @pytest.mark.broker
