@@ -45,7 +45,13 @@ def send_state(kafka: KafkaSettings, user_id: str, state: UserState) -> None:
 
 
 def slate_of(**fields: Any) -> Recommendation:  # noqa: ANN401 - fields of a slate
-    whole: dict[str, Any] = {"request_id": "r", "user_id": "ann", "policy": "sasrec", "generated_at_ms": EVENT_MS, "items": ()}
+    whole: dict[str, Any] = {
+        "request_id": "r",
+        "user_id": "ann",
+        "policy": "sasrec",
+        "generated_at_ms": EVENT_MS,
+        "items": (),
+    }
     return Recommendation(**(whole | fields))
 
 
