@@ -164,13 +164,12 @@ def _found(name: str, seed: int, split: Split, options: Namespace) -> Run | None
 
 
 def _is_of(run: Run, recipe: Recipe, options: Namespace) -> bool:
-    """Whether it was learnt by these settings; those that came up later were not known to it."""
-    now = as_dict(recipe)
+    """Whether it was learnt by what the recipe names; what is left at its default may be another one today."""
+    named = {section: settings.model_fields_set for section, settings in recipe._asdict().items()}
     if options.found:
-        now["retrain"]["max_seconds"] = run.settings["retrain"]["max_seconds"]
-    return all(
-        now[section].get(key) == value for section, known in run.settings.items() for key, value in known.items()
-    )
+        named["retrain"] = named["retrain"] - {"max_seconds"}
+    now = as_dict(recipe)
+    return all(run.settings[section][key] == now[section][key] for section, keys in named.items() for key in keys)
 
 
 def _lesson(recipe: Recipe, split: Split) -> dict[str, Any]:

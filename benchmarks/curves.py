@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.fitting import Run
+from benchmarks.fitting import Point, Run
 
 _INCHES = (9.0, 5.5)
 _DOTS_PER_INCH = 110
@@ -17,9 +17,9 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
     """One line a run, the time in CPU seconds, for these are what a loaded machine cannot stretch."""
     figure = Figure(figsize=_INCHES, layout="constrained")
     axes = figure.subplots()
-    for run in runs:
-        seconds = [point.cpu_seconds for point in run.points]
-        axes.plot(seconds, [point.validation.ndcg for point in run.points], marker=".", label=_label(run))
+    for points, names in _labels(runs).items():
+        seconds = [point.cpu_seconds for point in points]
+        axes.plot(seconds, [point.validation.ndcg for point in points], marker=".", label=" = ".join(names))
     axes.set_xlabel("CPU seconds of training")
     axes.set_ylabel("NDCG@10, whole catalogue, validation item")
     axes.set_ylim(bottom=0.0)
@@ -30,5 +30,9 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path, dpi=_DOTS_PER_INCH)
 
 
-def _label(run: Run) -> str:
-    return f"{run.name}, seed {run.seed}"
+def _labels(runs: Sequence[Run]) -> dict[tuple[Point, ...], list[str]]:
+    """Each curve once, with all that learnt along it."""
+    labels: dict[tuple[Point, ...], list[str]] = {}
+    for run in runs:
+        labels.setdefault(run.points, []).append(run.name if run.seed == 1 else f"{run.name}, seed {run.seed}")
+    return labels
