@@ -64,7 +64,7 @@ def fit(name: str, recipe: Recipe, split: Split, *, seed: int, stop: threading.E
     """The run as it stands after each look at the validation items, the last time with its test.
 
     `retrain.max_seconds` bounds the training in CPU seconds of this process, in which somebody else's load does not
-    show. With `stop` set the run ends where it is.
+    show. With `stop` set the run ends where it is; before its first step there is none.
     """
     trainer = recipe.trainer.model_copy(update={"seed": seed})
     learner = Learner(recipe.model, trainer)
@@ -91,7 +91,9 @@ def fit(name: str, recipe: Recipe, split: Split, *, seed: int, stop: threading.E
             if len(run.points) - run.points.index(run.best) > PATIENCE:
                 break
         wall.go_on()
-    network = type(learner.network).from_tensors(recipe.model, best, capacity=split.items + 1)
+    if not run.points:
+        return
+    network = SASRec.from_tensors(recipe.model, best, capacity=split.items + 1)
     test = judge(network, split, "test", candidate_BC=candidate_BC)
     yield msgspec.structs.replace(run, test=test, finished=not stop.is_set())
 

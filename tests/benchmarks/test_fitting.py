@@ -78,6 +78,13 @@ def test_who_is_stopped_is_judged_by_what_was_best() -> None:
     assert not end.finished
 
 
+def test_who_is_stopped_before_the_first_step_has_learnt_nothing() -> None:
+    stop = threading.Event()
+    stop.set()
+
+    assert list(fit("x", recipe(epochs=4), split(), seed=3, stop=stop)) == []
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_run_says_by_which_settings_it_was_learnt(name: str) -> None:
     sections = as_dict(RECIPES[name])
