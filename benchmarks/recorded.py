@@ -13,6 +13,7 @@ import msgspec
 import pyarrow as pa
 
 from model.checkpoint import encoded
+from model.delta import Changes, encode_delta, read_delta
 from model.settings import ModelSettings
 from stream.events import ModelAnnouncement
 from stream.examples import ClickExample, ExampleId
@@ -53,6 +54,8 @@ class Sizes(NamedTuple):
     items: int
     changed_rows: int
     delta: int
+    rounded: int
+    """The same delta with `trainer.publish_precision = "bfloat16"`."""
     full: int
     """All files of a full checkpoint."""
     serving: int
@@ -118,6 +121,7 @@ class Recorder:
             len(self.learner.catalogue),
             changed_rows,
             Path(delta.path).stat().st_size,
+            _rounded_bytes(delta),
             sum(map(len, files.values())),
             serving,
         )
@@ -132,6 +136,14 @@ class Recorder:
                     os.link(file, kept / name / file.name)
             elif (source / name).exists():
                 os.link(source / name, kept / name)
+
+
+def _rounded_bytes(announcement: ModelAnnouncement) -> int:
+    delta = read_delta(Path(announcement.path), sha256=announcement.manifest_sha256)
+    header = delta.header
+    manifest = msgspec.structs.replace(header.manifest, precision="bfloat16")
+    changes = Changes(delta.rows_U, delta.item_UD, delta.dense, header.table_rows, delta.changes, delta.cut)
+    return len(encode_delta(manifest, changes, parent=header.parent, base=header.base))
 
 
 @contextlib.contextmanager

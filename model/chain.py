@@ -10,8 +10,18 @@ import hashlib
 from typing import NamedTuple
 
 import safetensors.torch
+import torch
 
-from model.checkpoint import MODEL, BrokenCheckpointError, Manifest, ServingModel, read_serving, version_path
+from model.checkpoint import (
+    MODEL,
+    BrokenCheckpointError,
+    Manifest,
+    ServingModel,
+    read_serving,
+    read_tensors,
+    rounded,
+    version_path,
+)
 from model.delta import Delta, DeltaHeader, Link, apply_delta, read_delta
 from model.store import Place
 
@@ -117,9 +127,16 @@ def read_base(base: Link, lineage: Place, *, device: str = "cpu") -> ServingMode
     return read_serving(version_path(lineage.parent, lineage.name, base.version), sha256=base.sha256, device=device)
 
 
-def is_proven(serving: ServingModel, manifest: Manifest) -> bool:
-    """Whether weights that deltas led to are, to the byte, those of the full checkpoint of the same version."""
+def is_proven(serving: ServingModel, path: Place, manifest: Manifest) -> bool:
+    """Whether weights that deltas led to are, to the byte, those of the full checkpoint of the same version.
+
+    Raises:
+        BrokenCheckpointError: its weights are rounded for serving, so that they have to be read, and cannot be.
+    """
     tensors = serving.model.tensors(rows=serving.catalogue.size)
+    if manifest.precision != "float32":
+        full = rounded(read_tensors(path, manifest, MODEL), manifest.precision)
+        return full.keys() == tensors.keys() and all(torch.equal(full[name], tensors[name].cpu()) for name in full)
     raw = safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     return hashlib.sha256(raw).hexdigest() == manifest.files[MODEL].sha256
 

@@ -26,7 +26,7 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import safetensors.torch
@@ -47,6 +47,7 @@ MODEL = "model.safetensors"
 CATALOGUE = "catalogue.msgpack"
 TRAINER_TENSORS = "trainer.safetensors"
 TRAINER = "trainer.msgpack"
+Precision = Literal["float32", "bfloat16"]
 VERSION = re.compile(r"\d{8,}")
 DELTA = re.compile(r"(\d{8,})\.delta")
 
@@ -75,6 +76,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Event time of the newest click learnt."""
     trained_through_arrival_ms: int | None = None
     """Kafka's timestamp of that click."""
+    precision: Precision = "float32"
+    """What weights are rounded to where they are served; a full checkpoint's files hold them as they are learnt."""
     generation: Annotated[int, Meta(ge=0)] = 0
     """Rank of the lineage: a higher one takes the place of a lower one, whenever it was announced."""
     epoch: Annotated[int, Meta(ge=0)] = 0
@@ -242,7 +245,7 @@ def read_serving(path: Place, *, sha256: str | None = None, device: str = "cpu")
         BrokenCheckpointError: any part is absent, altered, or does not fit the others.
     """
     manifest = read_manifest(path, sha256=sha256)
-    tensors = read_tensors(path, manifest, MODEL)
+    tensors = rounded(read_tensors(path, manifest, MODEL), manifest.precision)
     try:
         catalogue = Catalogue.from_document(read_document(path, manifest, CATALOGUE))
         model = SASRec.from_tensors(manifest.settings, tensors, capacity=catalogue.size)
@@ -253,6 +256,13 @@ def read_serving(path: Place, *, sha256: str | None = None, device: str = "cpu")
     if model.capacity != catalogue.size:
         raise BrokenCheckpointError(f"{path}: table and catalogue differ in size; use another checkpoint")
     return ServingModel(model.to(torch.device(device)).requires_grad_(requires_grad=False), catalogue, manifest)
+
+
+def rounded(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
+    """Weights as they are served, in float32."""
+    if precision == "float32":
+        return dict(tensors)
+    return {name: tensor.bfloat16().float() for name, tensor in tensors.items()}
 
 
 def newest_checkpoint(

@@ -113,9 +113,10 @@ def changes_of(network: SASRec, rows_U: Tensor, *, rows: int, catalogue: Catalog
 
 
 def encode_delta(manifest: Manifest, changes: Changes, *, parent: Link, base: Link) -> bytes:
-    """The bytes of a delta; the same changes give the same bytes."""
-    tensors = {ROWS: changes.rows_U, TABLE: changes.item_UD}
-    tensors |= {DENSE + name: tensor for name, tensor in changes.dense.items()}
+    """The bytes of a delta, its weights in the manifest's precision; the same changes give the same bytes."""
+    kind = torch.bfloat16 if manifest.precision == "bfloat16" else torch.float32
+    tensors = {ROWS: changes.rows_U, TABLE: changes.item_UD.to(kind)}
+    tensors |= {DENSE + name: tensor.to(kind) for name, tensor in changes.dense.items()}
     weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
     body = msgspec.msgpack.encode(_Body(weights, changes.catalogue, changes.cut))
     header = DeltaHeader(
@@ -169,6 +170,7 @@ def apply_delta(serving: ServingModel, delta: Delta) -> ServingModel:
     dense = {name: stated[name] for name in delta.dense if name in stated}
     fits = (
         delta.header.manifest.model == serving.manifest.model
+        and delta.header.manifest.precision == serving.manifest.precision
         and set(delta.dense) == set(stated) - {TABLE}
         and all(tensor.shape == delta.dense[name].shape for name, tensor in dense.items())
         and delta.item_UD.shape == (len(delta.rows_U), network.settings.units)
@@ -187,7 +189,7 @@ def apply_delta(serving: ServingModel, delta: Delta) -> ServingModel:
         if delta.header.table_rows > network.capacity:
             network.grow(max(delta.header.table_rows, catalogue.capacity))
             network.requires_grad_(requires_grad=False)
-        network.item_RD[delta.rows_U.to(network.device)] = delta.item_UD.to(network.device)
+        network.item_RD[delta.rows_U.to(network.device)] = delta.item_UD.to(network.item_RD)
         for name, tensor in dense.items():
             tensor.copy_(delta.dense[name])
     return ServingModel(network, catalogue, delta.header.manifest)

@@ -181,7 +181,8 @@ class TrainerLoop:
         del self._boundaries[: draft.boundaries]
         self._reader.commit(draft.cut)
         metrics.PUBLISHED_VERSION.set(announcement.version)
-        _log.info(
+        tell = _log.info if announcement.kind == "full" else _log.debug
+        tell(
             "published", model=announcement.name, kind=announcement.kind, examples_trained=announcement.examples_trained
         )
         self._on_published(announcement)

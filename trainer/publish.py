@@ -77,7 +77,7 @@ def write(
     Raises:
         FileExistsError: the version exists.
     """
-    manifest = _manifest(learner, lineage=lineage, version=version, generation=generation, epoch=0)
+    manifest = _manifest(learner, lineage=lineage, version=version, generation=generation)
     return write_files(root, manifest, encoded(tensors_of(learner), documents_of(learner, cut, ())))
 
 
@@ -244,7 +244,9 @@ class Publisher:
             lineage=self._lineage,
             version=self._version,
             generation=self._generation,
-            epoch=self._shop.term.epoch,
+        )
+        manifest = msgspec.structs.replace(
+            manifest, epoch=self._shop.term.epoch, precision=self._shop.settings.publish_precision
         )
         contents = None
         if full:
@@ -316,7 +318,7 @@ def _forget(shop: Workshop, stale: frozenset[str]) -> None:
         shop.sender.send(shop.kafka.topic(MODELS), key=key.encode(), value=None)
 
 
-def _manifest(learner: Learner, *, lineage: str, version: int, generation: int, epoch: int) -> Manifest:
+def _manifest(learner: Learner, *, lineage: str, version: int, generation: int) -> Manifest:
     return Manifest(
         lineage=lineage,
         version=version,
@@ -326,7 +328,6 @@ def _manifest(learner: Learner, *, lineage: str, version: int, generation: int, 
         trained_through_ms=learner.trained_through_ms,
         trained_through_arrival_ms=learner.trained_through_arrival_ms,
         generation=generation,
-        epoch=epoch,
     )
 
 

@@ -103,6 +103,10 @@ class TrainerSettings(Section):
     """Time between full checkpoints, in seconds: what a killed trainer learns again at most. Versions between them are
     deltas.
     """
+    publish_precision: Literal["float32", "bfloat16"] = "float32"
+    """What weights are rounded to in published versions: `bfloat16` makes deltas less than half as large, and what is
+    served differs from what is learnt by 0.4 % at most. Learning and full checkpoints keep float32.
+    """
     keep_checkpoints: Annotated[int, Field(ge=2)] = 4
     """Full checkpoints kept per lineage; the live one and promoted ones always stay, and the deltas since the last but
     one.

@@ -147,11 +147,12 @@ class Models:
                 return False
             manifest = read_manifest(path, sha256=newest.manifest_sha256)
             self._advance(route, path.parent, began=began)
+            assert self._buffers is not None
+            proven = is_proven(self._buffers.front, path, manifest)
         except BrokenCheckpointError as error:
             _report(error, version=newest.name)
             return False
-        assert self._buffers is not None
-        if not is_proven(self._buffers.front, manifest):
+        if not proven:
             _report(
                 BrokenCheckpointError("deltas led to other weights than the full checkpoint's"), version=newest.name
             )

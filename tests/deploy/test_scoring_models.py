@@ -18,7 +18,7 @@ from model.checkpoint import CATALOGUE, ServingModel
 from stream.events import ModelAnnouncement
 from stream.settings import KafkaSettings
 from tests.trainer.clicks import clicks, in_batches
-from tests.trainer.publishing import Trainer, trainer_in
+from tests.trainer.publishing import SETTINGS, Trainer, trainer_in
 from trainer.learner import Learner
 from trainer.live import read_live
 
@@ -90,6 +90,17 @@ def test_every_announced_version_is_served_to_the_byte_and_only_the_first_is_loa
         assert hear(models, announcement) == announcement.name
         assert_serves(models, trainer.learner)
     assert len(loaded) == 1
+
+
+def test_rounded_versions_are_followed_and_proven_by_full_ones(tmp_path: Path, models: Models) -> None:
+    with trainer_in(tmp_path, SETTINGS.model_copy(update={"publish_precision": "bfloat16"})) as trainer:
+        broken = counted("sasrec_broken_checkpoints_total")
+        for number in range(6):
+            (announcement,) = publish(trainer, final=number == 3)
+
+            assert hear(models, announcement) == announcement.name
+            assert_serves(models, read_live(announcement).serving)
+    assert counted("sasrec_broken_checkpoints_total") == broken
 
 
 def test_versions_that_came_in_one_poll_and_those_that_were_missed_are_caught_up_with(

@@ -9,6 +9,7 @@ import msgspec
 import torch
 
 from model import store
+from model.checkpoint import rounded
 from stream.events import ModelAnnouncement
 from stream.examples import Example
 from stream.settings import KafkaSettings
@@ -78,7 +79,7 @@ def assert_live_is(announcement: ModelAnnouncement | None, learner: Learner) -> 
     rows = learner.catalogue.size
     assert live.serving.catalogue.same_as(learner.catalogue)
     rebuilt = live.serving.model.tensors(rows=rows)
-    for name, tensor in learner.network.tensors(rows=rows).items():
+    for name, tensor in rounded(learner.network.tensors(rows=rows), live.serving.manifest.precision).items():
         assert tensor.numpy().tobytes() == rebuilt[name].numpy().tobytes(), name
     assert live.cut.offsets == {0: learner.examples_trained}
     assert live.serving.manifest.trained_through_ms == learner.trained_through_ms

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from prometheus_client import REGISTRY
 
 from model import store
@@ -42,6 +43,22 @@ def test_every_version_can_be_rebuilt_to_the_byte(tmp_path: Path, max_items: int
     assert [number for number, kind in enumerate(kinds) if kind == "full"] == [0, 6, 11]
     assert [one.version for one in trainer.topic.announcements] == list(range(1, 16))
     assert trainer.topic.announcements[6].delta_sha256 is not None
+
+
+def test_rounded_versions_can_be_rebuilt_to_the_byte_and_learning_is_not_rounded(tmp_path: Path) -> None:
+    alone = Learner(MODEL, SETTINGS)
+    with trainer_in(tmp_path, SETTINGS.model_copy(update={"publish_precision": "bfloat16"})) as trainer:
+        for number, batch in enumerate(in_batches(clicks(160), 20)):
+            trainer.learn(batch)
+            alone.learn(batch)
+            announcement = trainer.publish(final=number == 4)
+
+            assert_live_is(announcement, trainer.learner)
+
+    rows = alone.catalogue.size
+    learnt = trainer.learner.network.tensors(rows=rows)
+    assert all(torch.equal(tensor, learnt[name]) for name, tensor in alone.network.tensors(rows=rows).items())
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in learnt.values())
 
 
 def test_the_newest_full_ones_stay_and_the_first_and_the_deltas_that_a_reader_may_need(tmp_path: Path) -> None:
