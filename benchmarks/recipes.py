@@ -16,10 +16,12 @@ class Recipe(NamedTuple):
     retrain: RetrainSettings
 
 
+_LONGEST = 3_600.0
+"""CPU seconds: half an hour of two cores."""
 _PAPERS = ModelSettings(max_length=200, units=64, blocks=2, heads=1, dropout=0.2, norm="pre")
 _WIDE = ModelSettings(max_length=200, units=128, blocks=2, heads=2, dropout=0.2, norm="pre")
-_PASSES = RetrainSettings(epochs=200, batch_users=32, learning_rate=3e-3)
-_WIDE_PASSES = RetrainSettings(epochs=200, batch_users=32, learning_rate=2e-3)
+_PASSES = RetrainSettings(epochs=200, max_seconds=_LONGEST, batch_users=32, learning_rate=3e-3)
+_WIDE_PASSES = RetrainSettings(epochs=200, max_seconds=_LONGEST, batch_users=32, learning_rate=2e-3)
 
 RECIPES = {
     "bpr": Recipe(_WIDE, TrainerSettings(loss="bpr", softmax_products="bfloat16"), _WIDE_PASSES),
