@@ -212,6 +212,7 @@ class Load:
             self._producer.send(kafka.topic(SEQUENCES), encode_state(state), key=user_id.encode())
         self._sent: dict[str, float] = {}
         self._answers: dict[str, list[Answer]] = {}
+        self._first_at: dict[str | None, float] = {}
         self._stop = threading.Event()
         self._pause = threading.Event()
         self._threads = [threading.Thread(target=work) for work in (self._send, self._read)]
@@ -230,23 +231,13 @@ class Load:
         self._producer.send(self._kafka.topic(MODELS), value, key=announcement.key.encode()).get(timeout=30)
         return time.time()
 
-    def served(self, version: str, *, since: float) -> float | None:
-        """When the first slate of a version came."""
-        times = [
-            one.came_at
-            for answers in list(self._answers.values())[-2_000:]
-            for one in answers
-            if one.slate.model_version == version and one.came_at > since
-        ]
-        return min(times, default=None)
-
-    def wait_served(self, version: str, *, since: float) -> float:
-        """The same, as soon as there is one."""
+    def wait_served(self, version: str) -> float:
+        """When the first slate of a version came, as soon as there is one."""
         ends_at = time.monotonic() + ANSWER_SECONDS
-        while (first := self.served(version, since=since)) is None:
+        while (first := self._first_at.get(version)) is None:
             if time.monotonic() > ends_at:
                 raise ValueError(f"no slate of {version} within {ANSWER_SECONDS:.0f} s; see the worker's log")
-            time.sleep(0.005)
+            time.sleep(0.01)
         return first
 
     def drained(self) -> tuple[dict[str, float], dict[str, list[Answer]]]:
@@ -291,6 +282,7 @@ class Load:
                 for record in records:
                     slate = decode(record.value)
                     sent_at = self._sent[slate.request_id]
+                    self._first_at.setdefault(slate.model_version, now)
                     self._answers.setdefault(slate.request_id, []).append(Answer(sent_at, now, slate))
 
 
@@ -299,14 +291,14 @@ def swaps(load: Load, chain: Chain) -> Iterator[Row]:
     first, *others = chain.versions
     load.announce(first)
     load.start()
-    load.wait_served(first.name, since=0.0)
+    load.wait_served(first.name)
     time.sleep(QUIET_SECONDS)
     began_at = time.time()
     windows = []
     for number, version in enumerate(others):
         time.sleep(max(0.0, began_at + number - time.time()))
         announced_at = load.announce(version)
-        windows.append((announced_at, load.wait_served(version.name, since=announced_at)))
+        windows.append((announced_at, load.wait_served(version.name)))
     time.sleep(1.0)
     sent, answers = load.drained()
     counts = Counter(len(came) for came in answers.values())
@@ -387,7 +379,7 @@ def harms(load: Load, chain: Chain) -> Iterator[Row]:
         )
         announced_at = load.announce(full)
         yield row(f"{kind} delta: slates of it or of what comes after it", wrong, unit="", goal=_none())
-        taken = (load.wait_served(full.name, since=announced_at) - announced_at) * 1_000
+        taken = (load.wait_served(full.name) - announced_at) * 1_000
         yield row(f"{kind} delta: next full one announced -> first slate of it", taken, unit="ms")
     sent, answers = load.drained()
     once = sum(len(came) == 1 for came in answers.values())
