@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.catalogue import PADDING
+from model.native.functions import native_softmax_gradients, runs_natively
 
 CHUNK_SCORES = 1 << 19
 """Scores held at once (2 MiB in float32)."""
@@ -48,18 +49,18 @@ class FullSoftmax(torch.autograd.Function):
         gradients = _Gradients(torch.empty_like(hidden_PD), torch.zeros_like(item_RD))
         size, kind = over
         item_ND, factor_PD = item_RD[PADDING + 1 : size].to(kind), hidden_PD.to(kind)
-        total = hidden_PD.new_zeros(())
+        column_P, weight_P = target_P - (PADDING + 1), weight_P.contiguous()
+        total = weight_P.new_zeros(())
         height = max(SMALLEST_CHUNK, CHUNK_SCORES // max(1, len(item_ND)))
+        room_CN = factor_PD.new_empty(min(height, len(target_P)), len(item_ND))
+        learn = native_softmax_gradients if runs_natively(item_RD, heads=1) else _softmax_gradients
         for start in range(0, len(target_P), height):
             chunk = slice(start, start + height)
-            score_CN = (factor_PD[chunk] @ item_ND.T).to(hidden_PD.dtype)
-            column_C1 = target_P[chunk, None] - (PADDING + 1)
-            total += torch.dot(_cross_entropy(score_CN, column_C1), weight_P[chunk])
-            # The scores have become probabilities; with one off the target's they are the gradient.
-            score_CN.mul_(weight_P[chunk, None]).scatter_add_(1, column_C1, -weight_P[chunk, None])
-            share_CN = score_CN.to(kind)
-            gradients.hidden_PD[chunk] = share_CN @ item_ND
-            gradients.item_RD[PADDING + 1 : size] += share_CN.T @ factor_PD[chunk]
+            score_CN = torch.mm(factor_PD[chunk], item_ND.T, out=room_CN[: len(column_P[chunk])])
+            loss_C = learn(score_CN, target_C=column_P[chunk], weight_C=weight_P[chunk])
+            total += torch.dot(loss_C, weight_P[chunk])
+            gradients.hidden_PD[chunk] = score_CN @ item_ND
+            gradients.item_RD[PADDING + 1 : size] += score_CN.T @ factor_PD[chunk]
         ctx.save_for_backward(*gradients)
         return total
 
@@ -89,10 +90,13 @@ def full_cross_entropy(
     return loss
 
 
-def _cross_entropy(score_CN: Tensor, column_C1: Tensor) -> Tensor:
-    """The loss of each position; turns the scores into probabilities in place."""
-    score_CN -= score_CN.amax(dim=1, keepdim=True)
-    target_C = score_CN.gather(1, column_C1)[:, 0]
-    sum_C = score_CN.exp_().sum(dim=1)
-    score_CN.div_(sum_C[:, None])
-    return sum_C.log_() - target_C
+def _softmax_gradients(score_CN: Tensor, *, target_C: Tensor, weight_C: Tensor) -> Tensor:
+    """The loss of each position; scores become `weight * (probability - [is target])` in place."""
+    power_CN = score_CN.to(weight_C.dtype, copy=True)
+    power_CN -= power_CN.amax(dim=1, keepdim=True)
+    target_C1 = target_C[:, None]
+    target_score_C = power_CN.gather(1, target_C1)[:, 0]
+    sum_C = power_CN.exp_().sum(dim=1)
+    power_CN.mul_((weight_C / sum_C)[:, None]).scatter_add_(1, target_C1, -weight_C[:, None])
+    score_CN.copy_(power_CN)
+    return sum_C.log_() - target_score_C

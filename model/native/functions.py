@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -27,6 +27,7 @@ from model.native.library import (
     Kernels,
     NormCall,
     Sequences,
+    SoftmaxCall,
     address,
     addresses,
 )
@@ -102,6 +103,28 @@ def native_norm(input_QD: Float[Tensor, "Q D"], norm: nn.LayerNorm) -> Float[Ten
     """Layer normalisation; the gradients of its weights are the same for any number of threads."""
     output_QD: Tensor = _Norm.apply(input_QD, norm.weight, norm.bias)
     return output_QD
+
+
+def native_softmax_gradients(
+    score_CN: Float[Tensor, "C N"], *, target_C: Int[Tensor, " C"], weight_C: Float[Tensor, " C"]
+) -> Float[Tensor, " C"]:
+    """The cross-entropy of each row's target; scores become `weight * (probability - [is target])` in place.
+
+    Scores are of float32 or bfloat16, all else of float32.
+    """
+    loss_C = torch.empty_like(weight_C)
+    call = SoftmaxCall(
+        rows=score_CN.shape[0],
+        columns=score_CN.shape[1],
+        threads=torch.get_num_threads(),
+        is_short=score_CN.dtype == torch.bfloat16,
+        scores=address(score_CN),
+        targets=address(target_C),
+        weights=address(weight_C),
+        losses=address(loss_C),
+    )
+    _kernels().softmax_gradients(call)
+    return loss_C
 
 
 class _Embedding(torch.autograd.Function):

@@ -86,6 +86,16 @@ def test_the_same_seed_gives_the_same_bytes(loss: str, threads: int) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_two_threads_give_the_bytes_of_one(loss: str) -> None:
+    runs = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        runs.append(Run(loss))
+
+    assert runs[0].tensors() == runs[1].tensors()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_learning_lowers_the_cost(loss: str) -> None:
     costs = Run(loss).losses
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 import model.sasrec
 from model.lengths import Packed
-from model.native.functions import kernels
+from model.native.functions import kernels, native_softmax_gradients
 from model.sasrec import SASRec
 from model.settings import ModelSettings
 
@@ -123,3 +124,30 @@ def test_a_very_long_sequence_needs_no_square_of_its_length(monkeypatch: pytest.
     packed = sequences(np.array([3_000]), np.array([3]))
 
     torch.testing.assert_close(learnt(made, packed)["output"], learnt_by_torch(made, packed, monkeypatch)["output"])
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("columns", [1, 5, 64, 1_003])
+def test_scores_become_the_gradient_of_their_cross_entropy(kind: torch.dtype, tolerance: float, columns: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    score_CN = (30.0 * torch.randn(19, columns, generator=generator)).to(kind)
+    target_C = torch.randint(columns, (19,), generator=generator)
+    weight_C = torch.rand(19, generator=generator)
+    free_CN = score_CN.double().requires_grad_()
+    expected_C = functional.cross_entropy(free_CN, target_C, reduction="none")
+    torch.autograd.backward((expected_C * weight_C).sum())
+
+    loss_C = native_softmax_gradients(score_CN, target_C=target_C, weight_C=weight_C)
+
+    torch.testing.assert_close(loss_C.double(), expected_C.detach(), rtol=1e-6, atol=1e-5)
+    assert free_CN.grad is not None
+    torch.testing.assert_close(score_CN.double(), free_CN.grad, rtol=0.0, atol=tolerance)
+
+
+def test_a_score_that_is_not_finite_makes_no_finite_loss() -> None:
+    score_CN = torch.zeros(1, 20)
+    score_CN[0, 3] = torch.nan
+
+    loss_C = native_softmax_gradients(score_CN, target_C=torch.tensor([1]), weight_C=torch.ones(1))
+
+    assert not torch.isfinite(loss_C).any()
