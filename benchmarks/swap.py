@@ -316,6 +316,10 @@ def swaps(load: Load, chain: Chain) -> Iterator[Row]:
     )
     wrong, checked = check_scores([came[0].slate for came in answers.values()], chain)
     yield row("slates whose scores are not those of the version they name", wrong, unit=f"of {checked}", goal=_none())
+    for one in sorted(once, key=_milliseconds)[-10:]:
+        last = int(np.searchsorted(swaps_at, one.sent_at)) - 1
+        since = one.sent_at - swaps_at[last]
+        print(f"slow: {_milliseconds(one):.0f} ms, sent {since:.3f} s after swap {last + 1}", file=sys.stderr)
     taken = np.array([served - announced for announced, served in windows]) * 1_000
     yield row("announced -> first slate of it, p50", float(np.quantile(taken, 0.5)), unit="ms")
     yield row("announced -> first slate of it, p99", float(np.quantile(taken, 0.99)), unit="ms")
