@@ -6,8 +6,8 @@ FILE is a parquet file of (period, session, item) in the order of arrival, as th
 Faltings, RecSys 2020), whose protocol this is: learn week t, be tested on week t + 1 (`benchmarks.weeks`), Recall@20
 and MRR@20 averaged over the cycles. Network and memory as published: 2 blocks, 1 head, 150 units, length 50, dropout
 0.3, at most 30,000 replayed sequences. The loss is the trainer's (softmax over sampled items), a step learns 64
-sessions, and the rate falls along a cosine from 3e-3 over eight passes of the first week, from 1e-3 over three of every
-other: a warm restart, not early stopping. All arms go on from one model of the first week, by the trainer's own step,
+sessions, and the rate falls along a cosine from 3e-3 over eight passes of the first week, over five of every other: a
+warm restart, not early stopping. All arms go on from one model of the first week, by the trainer's own step,
 replay, restraints and new rows; `joint` is made anew in every cycle from all weeks so far, as the first model was.
 
 The second half is the same events as a stream: nothing is learnt twice but by replay, click by click in the order of
@@ -67,7 +67,7 @@ class Plan(NamedTuple):
     peak_rate: float
 
 
-FIRST, NEXT = Plan(8, 3e-3), Plan(3, 1e-3)
+FIRST, NEXT = Plan(8, 3e-3), Plan(5, 3e-3)
 """Of the first week (and of all weeks, where a model is made anew), and of every week after it: a warm restart."""
 
 
