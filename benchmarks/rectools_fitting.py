@@ -38,7 +38,7 @@ def fit_rectools(recipe: Recipe, split: Split, *, seed: int, threads: int) -> Ru
         threads=threads,
         parameters=said.parameters,
         points=tuple(_point(point) for point in said.points),
-        test=Judged(said.test, None),
+        test=Judged(Figures(said.test.hr, said.test.ndcg), None),
         finished=True,
     )
 
@@ -51,9 +51,14 @@ class _Seen(msgspec.Struct):
     ndcg: float
 
 
+class _Tested(msgspec.Struct):
+    hr: float
+    ndcg: float
+
+
 class _Said(msgspec.Struct):
     points: list[_Seen]
-    test: Figures
+    test: _Tested
     parameters: int
 
 

@@ -134,7 +134,7 @@ class Learner:
         clicks = [example for example in examples if isinstance(example, ClickExample)]
         slates = [example for example in examples if isinstance(example, SlateExample)]
         # 1.
-        self._predict(clicks)
+        self.foresee(clicks)
         # 2.
         self._admit(clicks)
         # 3.
@@ -283,7 +283,8 @@ class Learner:
         self.catalogue.count_clicks(events.target_N)
         self.prequential.learn(events)
 
-    def _predict(self, clicks: Sequence[ClickExample]) -> None:
+    def foresee(self, clicks: Sequence[ClickExample]) -> None:
+        """Predicts, and keeps how well; learns nothing."""
         if not clicks:
             return
         history_NT = self._histories(clicks)

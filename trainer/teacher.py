@@ -99,6 +99,8 @@ class Teacher:
 
 def divergence(accepted_PC: Float[Tensor, "P C"], present_PC: Float[Tensor, "P C"]) -> Float[Tensor, ""]:
     """Mean over positions of the Kullback-Leibler divergence of the present distribution from the accepted one."""
-    return functional.kl_div(
+    mean = functional.kl_div(
         present_PC.log_softmax(dim=1), accepted_PC.log_softmax(dim=1), reduction="batchmean", log_target=True
     )
+    # The sum of two equal distributions' terms rounds to either side of its lower bound.
+    return mean.clamp_min(0.0)

@@ -72,6 +72,11 @@ def write(root: Path, version: int = 1, *, items: int = 5, rows: int = 6, lineag
     )
 
 
+def folder_of(written: WrittenCheckpoint) -> Path:
+    assert isinstance(written.path, Path)
+    return written.path
+
+
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -126,7 +131,7 @@ def test_a_harmed_checkpoint_is_refused_with_the_file_that_is_broken(
 ) -> None:
     written = write(tmp_path)
 
-    harm(written.path / name)
+    harm(folder_of(written) / name)
 
     with pytest.raises(BrokenCheckpointError, match=f"{name}.*another checkpoint"):
         verify(written.path, sha256=written.manifest_sha256)
@@ -135,8 +140,8 @@ def test_a_harmed_checkpoint_is_refused_with_the_file_that_is_broken(
 @every_file
 def test_the_newest_whole_checkpoint_is_found_and_broken_ones_are_reported(tmp_path: Path, name: str) -> None:
     whole = write(tmp_path, version=9)
-    truncate(write(tmp_path, version=10).path / name)
-    lose(write(tmp_path, version=11).path / name)
+    truncate(folder_of(write(tmp_path, version=10)) / name)
+    lose(folder_of(write(tmp_path, version=11)) / name)
     reported: list[BrokenCheckpointError] = []
 
     found = newest_checkpoint(tmp_path / "main", on_broken=reported.append)
@@ -149,7 +154,7 @@ def test_without_a_whole_checkpoint_there_is_none(tmp_path: Path) -> None:
     reported: list[BrokenCheckpointError] = []
     assert newest_checkpoint(tmp_path / "nobody", on_broken=reported.append) is None
 
-    lose(write(tmp_path).path / MODEL)
+    lose(folder_of(write(tmp_path)) / MODEL)
 
     assert newest_checkpoint(tmp_path / "main", on_broken=reported.append) is None
     assert len(reported) == 1
@@ -216,7 +221,7 @@ def rewrite_manifest(path: Path, **changes: object) -> None:
 
 def test_a_newer_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
     written = write(tmp_path)
-    rewrite_manifest(written.path, format=2, files="of another kind")
+    rewrite_manifest(folder_of(written), format=2, files="of another kind")
 
     with pytest.raises(BrokenCheckpointError, match=r"format 2.*upgrade sasrec-stream"):
         read_serving(written.path)
@@ -224,8 +229,8 @@ def test_a_newer_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
 
 def test_unknown_fields_and_extra_files_are_ignored(tmp_path: Path) -> None:
     written = write(tmp_path)
-    rewrite_manifest(written.path, mood="good")
-    (written.path / "notes.txt").write_text("mine")
+    rewrite_manifest(folder_of(written), mood="good")
+    (folder_of(written) / "notes.txt").write_text("mine")
 
     assert read_serving(written.path).manifest == written.manifest
 
@@ -233,7 +238,7 @@ def test_unknown_fields_and_extra_files_are_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [0, -1, "one"])
 def test_a_manifest_out_of_bounds_is_refused(tmp_path: Path, version: object) -> None:
     written = write(tmp_path)
-    rewrite_manifest(written.path, version=version)
+    rewrite_manifest(folder_of(written), version=version)
 
     with pytest.raises(BrokenCheckpointError, match="cannot be read"):
         read_manifest(written.path)
@@ -241,7 +246,7 @@ def test_a_manifest_out_of_bounds_is_refused(tmp_path: Path, version: object) ->
 
 def test_a_shape_that_no_model_can_have_is_refused(tmp_path: Path) -> None:
     written = write(tmp_path)
-    rewrite_manifest(written.path, model={"units": 7, "heads": 2})
+    rewrite_manifest(folder_of(written), model={"units": 7, "heads": 2})
 
     with pytest.raises(BrokenCheckpointError, match="not a multiple of heads"):
         read_serving(written.path)
@@ -249,7 +254,7 @@ def test_a_shape_that_no_model_can_have_is_refused(tmp_path: Path) -> None:
 
 def test_weights_of_another_shape_than_stated_are_refused(tmp_path: Path) -> None:
     written = write(tmp_path)
-    rewrite_manifest(written.path, model=SETTINGS.model_dump() | {"blocks": 2})
+    rewrite_manifest(folder_of(written), model=SETTINGS.model_dump() | {"blocks": 2})
 
     with pytest.raises(BrokenCheckpointError, match="do not fit"):
         read_serving(written.path)
@@ -291,9 +296,9 @@ def test_no_flipped_bit_goes_unnoticed(
     tmp_path_factory: pytest.TempPathFactory, position: float, bit: int, name: str
 ) -> None:
     written = write(tmp_path_factory.mktemp("flipped"))
-    raw = bytearray((written.path / name).read_bytes())
+    raw = bytearray((folder_of(written) / name).read_bytes())
     raw[int(position * len(raw))] ^= 1 << bit
-    (written.path / name).write_bytes(raw)
+    (folder_of(written) / name).write_bytes(raw)
 
     with pytest.raises(BrokenCheckpointError):
         verify(written.path, sha256=written.manifest_sha256)
