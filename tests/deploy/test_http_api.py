@@ -122,7 +122,8 @@ def test_a_slate_is_asked_for_as_on_kafka_and_comes_back_as_it_stands_there(clie
 
 
 @pytest.mark.parametrize(
-    ("path", "user_id"), [("a%2Fb", "a/b"), ("a/b", "a/b"), ("%C3%BC", "ü"), ("users%2F", "users/"), ("%3F", "?")]
+    ("path", "user_id"),
+    [("a%2Fb", "a/b"), ("a/b", "a/b"), ("%C3%BC", "ü"), ("users%2F", "users/"), ("%3F", "?"), ("%0Aa%0D", "\na\r")],
 )
 def test_any_user_id_fits_into_the_path(client: TestClient, kafka: Kafka, path: str, user_id: str) -> None:
     assert client.get(f"/users/{path}/recommendations").status_code == 200
