@@ -25,6 +25,7 @@ from model.settings import ModelSettings
 from stream.examples import ClickExample, Example, SlateExample
 from trainer.baselines import Events, Popular
 from trainer.batch import Stretch, by_length, coalesce, collate, weighted
+from trainer.crew import ALONE, Crew
 from trainer.exposure import Exposure
 from trainer.flood import Flood, Let, Reason
 from trainer.guard import Guard
@@ -90,8 +91,16 @@ class Lesson(NamedTuple):
 class Learner:
     """A network with its catalogue, its optimiser, and all that it remembers of the stream."""
 
-    def __init__(self, model: ModelSettings, trainer: TrainerSettings, *, device: str = "cpu") -> None:
+    def __init__(
+        self, model: ModelSettings, trainer: TrainerSettings, *, device: str = "cpu", crew: Crew = ALONE
+    ) -> None:
+        """With a `crew` every process calls the same methods in the same order, with the same examples.
+
+        Raises:
+            ValueError: a setting that works with one process only.
+        """
         self.settings = trainer
+        self.crew = crew
         self.rng = np.random.default_rng(trainer.seed)
         self.replay = Replay(
             trainer.replay_users, REPLAYED_ITEMS_PER_POSITION * model.max_length, choice=trainer.replay_choice
@@ -99,6 +108,11 @@ class Learner:
         self.weigher = Weigher(trainer)
         self.exposure = Exposure(trainer.weight_window)
         self.restraints = restraints_of(trainer, model)
+        if self.restraints and crew.size > 1:
+            raise ValueError(
+                "trainer.distillation and trainer.consolidation work with one process only; set both to 0, or start "
+                "the trainer without torchrun"
+            )
         self.guard = Guard()
         self.flood = Flood()
         self.examples_trained = 0
@@ -117,7 +131,7 @@ class Learner:
             network, learning_rate=self.settings.learning_rate, max_norm=self.settings.gradient_norm
         )
         self.prequential = Prequential(self.settings, capacity=catalogue.capacity)
-        self._step = Step(network, self.optimiser, self.settings, restraints=self.restraints)
+        self._step = Step(network, self.optimiser, self.settings, restraints=self.restraints, crew=self.crew)
 
     def learn(self, examples: Sequence[Example], *, mode: Mode = "normal") -> Learnt:
         """One micro-batch.
@@ -223,7 +237,7 @@ class Learner:
             rows = self.catalogue.rows_of(stretch.items[:-1][-len(row_T) :])
             row_T[len(row_T) - len(rows) :] = rows
         hidden_BD = self.network.encode_last(torch.from_numpy(row_BT).to(self.network.device))
-        return list(hidden_BD.cpu().numpy())
+        return list(self.crew.of_first(hidden_BD.cpu().numpy()))
 
     def _replayed(self, users: int) -> list[Stretch]:
         count = round(self.settings.replay_share * users)
@@ -306,6 +320,11 @@ class Learner:
 
     def _ranks(self, events: Events) -> Int[np.ndarray, " N"]:
         """The network's rank of every target among what the user does not have; a click without history is a miss."""
+        mine, count = self.crew.mine, len(events.target_N)
+        own_N = self._own_ranks(Events(events.history_NT[mine], events.target_N[mine]))
+        return self.crew.together(own_N, count=count)
+
+    def _own_ranks(self, events: Events) -> Int[np.ndarray, " N"]:
         rank_N = np.full(len(events.target_N), MISS, dtype=np.int64)
         for index_P, row_PT in by_length(events.history_NT[:, -self.network.settings.max_length :]):
             rank_N[index_P] = self._ranks_of_group(Events(events.history_NT[index_P], events.target_N[index_P]), row_PT)

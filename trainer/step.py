@@ -22,6 +22,7 @@ from model.optimiser import RowAdam
 from model.sasrec import SASRec
 from trainer.against import loss_of, negatives_of
 from trainer.batch import Group
+from trainer.crew import ALONE, Crew
 from trainer.remembering import Restraint, Seen
 from trainer.settings import TrainerSettings
 
@@ -45,6 +46,27 @@ class Micro(NamedTuple):
     slates: Slates | None
     replayed: Sequence[Group] = ()
     """Sequences that are learnt again, where something is to know that they are; else they stand among `groups`."""
+
+
+Gathered = tuple[Tensor, Tensor, Tensor]
+"""Hidden state, target and weight of positions that have a target."""
+
+
+class Dice(NamedTuple):
+    """What is random in a step."""
+
+    common: np.random.Generator
+    """The learner's, of which all processes draw alike."""
+    own: np.random.Generator
+    """What each draws for itself; the same one where there is but one process."""
+
+
+class Portion(NamedTuple):
+    """What one process learns of a micro-batch, and its share in the two means that make the loss."""
+
+    micro: Micro
+    positions: float
+    slates: float
 
 
 Fault = Literal["not_finite", "spike"]
@@ -76,49 +98,69 @@ class Step:
         settings: TrainerSettings,
         *,
         restraints: Sequence[Restraint] = (),
+        crew: Crew = ALONE,
     ) -> None:
+        self._crew = crew
         self._model = model
         self._optimiser = optimiser
         self._settings = settings
         self._restraints = restraints
+        self._nothing_P = torch.empty(0, dtype=torch.int64, device=model.device)
 
     def __call__(
         self, micro: Micro, *, sampler: Sampler, size: int, rng: np.random.Generator, ceiling: float = math.inf
     ) -> Stepped:
         """Learns the micro-batch, or nothing of it where its loss is not finite or lies above the ceiling."""
-        loss = self._against_catalogue(micro, sampler=sampler, size=size, rng=rng)
-        if micro.slates is not None:
-            loss = loss + self._settings.in_slate_weight * self._inside_slates(micro.slates, rng)
-        value = float(loss.detach())
-        if not math.isfinite(value) or value > ceiling or not loss.requires_grad:
+        portion, dice = portion_of(micro, self._crew), Dice(rng, self._crew.own(rng, step=self._optimiser.steps))
+        loss = torch.zeros((), device=self._model.device)
+        if micro.groups or micro.replayed:
+            loss = self._against_catalogue(portion.micro, sampler=sampler, size=size, dice=dice)
+        loss = loss if portion.positions == 1.0 else portion.positions * loss
+        if portion.micro.slates is not None:
+            inside = self._inside_slates(portion.micro.slates, dice.own)
+            loss = loss + portion.slates * self._settings.in_slate_weight * inside
+        total = self._crew.total(loss)
+        if not math.isfinite(total.loss) or total.loss > ceiling or not total.teaches:
             self._model.zero_grad(set_to_none=True)
-            return Stepped(value, 0.0, ceiling)
-        torch.autograd.backward(loss)
-        return Stepped(value, self._optimiser.step(), ceiling)
+            return Stepped(total.loss, 0.0, ceiling)
+        if loss.requires_grad:
+            torch.autograd.backward(loss)
+        self._crew.add_up(self._model)
+        return Stepped(total.loss, self._optimiser.step(), ceiling)
 
-    def _against_catalogue(self, micro: Micro, *, sampler: Sampler, size: int, rng: np.random.Generator) -> Tensor:
+    def _against_catalogue(self, micro: Micro, *, sampler: Sampler, size: int, dice: Dice) -> Tensor:
         """Term (b): every target position against the catalogue, with its weight; and what restraints cost."""
         groups = [*micro.groups, *micro.replayed]
-        gathered = [targets_of(self._model, group, rng) for group in groups]
+        gathered = [targets_of(self._model, group, dice.own) for group in groups]
+        loss = loss_of(self._settings, items=len(sampler.row_N))
+        negative = None if loss is cross_entropy else self._negatives(groups, gathered, sampler=sampler, dice=dice)
         if not gathered:
             return torch.zeros((), device=self._model.device)
         hidden_PD, target_P, weight_P = (torch.cat(parts) for parts in zip(*gathered, strict=True))
-        loss = loss_of(self._settings, items=len(sampler.row_N))
         positions = Positions(
             hidden_PD=hidden_PD,
             target_P=target_P,
             weight_P=weight_P,
             item_RD=self._model.item_RD,
             size=size,
-            negative=None
-            if loss is cross_entropy
-            else negatives_of(self._settings, groups, target_P=target_P, sampler=sampler, rng=rng),
+            negative=negative,
             log_q_R=None if sampler.cumulative_N is None else self._log_q(sampler),
             product_kind=getattr(torch, self._settings.softmax_products),
         )
         seen = Seen(positions, groups, micro.replayed)
-        costs = [restraint.cost(self._model, seen, rng=rng) for restraint in self._restraints]
+        costs = [restraint.cost(self._model, seen, rng=dice.own) for restraint in self._restraints]
         return sum((cost for cost in costs if cost is not None), start=loss(positions))
+
+    def _negatives(
+        self, groups: Sequence[Group], gathered: Sequence[Gathered], *, sampler: Sampler, dice: Dice
+    ) -> Tensor | None:
+        """Those that all clicks share are the same for every process, also for one that has no click."""
+        are_shared = self._settings.negatives_from == "catalogue"
+        if not (gathered or are_shared):
+            return None
+        target_P = torch.cat([target_P for _, target_P, _ in gathered]) if gathered else self._nothing_P
+        rng = dice.common if are_shared else dice.own
+        return negatives_of(self._settings, groups, target_P=target_P, sampler=sampler, rng=rng)
 
     def _log_q(self, sampler: Sampler) -> Tensor:
         return sampler.log_q(rows=self._model.capacity).to(self._model.device)
@@ -136,7 +178,30 @@ class Step:
         )
 
 
-def targets_of(model: SASRec, group: Group, rng: np.random.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+def portion_of(micro: Micro, crew: Crew) -> Portion:
+    """This process's share of the sequences and of the slates; all of them where it is alone."""
+    if crew.size == 1:
+        return Portion(micro, 1.0, 1.0)
+    assert not micro.replayed, "restraints work with one process"
+    groups = [Group(*(tensor[crew.mine] for tensor in group)) for group in micro.groups]
+    groups = [group for group in groups if len(group.row_BT)]
+    slates = micro.slates and Slates(*(tensor[crew.mine] for tensor in micro.slates))
+    return Portion(
+        Micro(groups, slates if slates and len(slates.row_ST) else None),
+        _share(_positions(groups), _positions(micro.groups)),
+        _share(len(slates.row_ST), len(micro.slates.row_ST)) if slates and micro.slates else 0.0,
+    )
+
+
+def _positions(groups: Sequence[Group]) -> int:
+    return sum(int((group.target_BT != PADDING).sum()) for group in groups)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def targets_of(model: SASRec, group: Group, rng: np.random.Generator | None) -> Gathered:
     """Hidden state, target and weight of the positions that have a target; the others are not even computed last."""
     wanted_BT = group.target_BT != PADDING
     hidden_PD = model.states_at(group.row_BT.to(model.device), wanted_BT.to(model.device), rng=rng)
