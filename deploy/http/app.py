@@ -12,7 +12,6 @@ from typing import Protocol
 import msgspec
 from starlette.applications import Starlette
 from starlette.convertors import PathConvertor, register_url_convertor
-from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -32,26 +31,8 @@ RETRY_SECONDS = "1"
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class _Anything(Convertor[str]):
-    """A part of a path with slashes and line breaks: a user's id may hold both, and Starlette's `path` stops at these.
-
-    The id itself is read from the raw path.
-    """
-
-    regex = "(?s:.*)"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
-
-
-register_url_convertor("anything", _Anything())
-
-
 class IdConvertor(PathConvertor):
-    """A user's id in a path: any text, line breaks too, which a `path` of Starlette does not take."""
+    """A user's id in a path: any text, line breaks too, at which a `path` of Starlette stops. It is read from the raw path."""
 
     regex = "(?s:.*)"
 
@@ -103,7 +84,7 @@ class Api:
         return Starlette(
             routes=[
                 Route(
-                    "/users/{user_id:anything}/recommendations",
+                    "/users/{user_id:id}/recommendations",
                     self._guarded("recommend", self._recommend),
                     methods=["GET", "POST"],
                 ),
