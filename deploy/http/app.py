@@ -32,7 +32,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class IdConvertor(PathConvertor):
-    """A user's id in a path: any text, line breaks too, at which a `path` of Starlette stops. It is read from the raw path."""
+    """A user's id in a path, which may hold line breaks, at which a `path` stops. It is read from the raw path."""
 
     regex = "(?s:.*)"
 
