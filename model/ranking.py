@@ -1,6 +1,6 @@
 """The best items of the whole catalogue, and where an item ranks in it.
 
-Shapes: B users, P positions, R rows of the item table, D units, E rows excluded, K best items.
+Shapes: B users, P positions, R rows of the item table, C rows of a part of it, D units, E rows excluded, K best items.
 
 Memory is bounded by `CHUNK_SCORES`, whatever the catalogue or the batch.
 """
@@ -18,6 +18,8 @@ from model.native.best import NativeBest, collects_natively
 
 CHUNK_SCORES = 1 << 20
 """Scores held at once: 4 MiB in float32 stay in the cache until they are looked at."""
+ROUNDING = 1e-6
+"""How far apart two sums of the same products may lie, as a share of the sum of their sizes."""
 
 
 class TopK(NamedTuple):
@@ -65,6 +67,15 @@ def _top_k_natively(hidden_BD: Tensor, item_RD: Tensor, *, k: int, excluded_BE: 
     return TopK(*best.found())
 
 
+class Foreseen(NamedTuple):
+    """Where the item stood that came, and what stood first."""
+
+    rank_P: Int[Tensor, " P"]
+    """0 for the best; as `rank_of`."""
+    row_PK: Int[Tensor, "P K"]
+    """Best first, PADDING where fewer than K may be served."""
+
+
 def rank_of(
     hidden_PD: Float[Tensor, "P D"],
     item_RD: Float[Tensor, "R D"],
@@ -75,17 +86,56 @@ def rank_of(
 ) -> Int[Tensor, " P"]:
     """How many other live items, not excluded, score at least as high as the target; 0 is the best.
 
-    Ties count against the model, so that a constant score earns nothing. A target that is PADDING (unknown), not live
-    or excluded gets R, a miss at any cut-off.
+    Ties count against the model, so that a constant score earns nothing; so does what differs by rounding alone. A
+    target that is PADDING (unknown), not live or excluded gets R, a miss at any cut-off.
     """
-    rank_P = torch.empty_like(target_P)
-    height = max(1, CHUNK_SCORES // item_RD.shape[0])
-    for start in range(0, len(target_P), height):
-        chunk = slice(start, start + height)
-        score_PR = _scores(hidden_PD[chunk], item_RD, live_R, 0)
-        _exclude(score_PR, excluded_PE[chunk])
-        rank_P[chunk] = _ranks(score_PR, target_P[chunk])
-    return rank_P
+    return foreseen(hidden_PD, item_RD, target_P=target_P, excluded_PE=excluded_PE, live_R=live_R, k=0).rank_P
+
+
+@torch.no_grad()
+def foreseen(
+    hidden_PD: Float[Tensor, "P D"],
+    item_RD: Float[Tensor, "R D"],
+    *,
+    target_P: Int[Tensor, " P"],
+    excluded_PE: Int[Tensor, "P E"],
+    live_R: Bool[Tensor, " R"],
+    k: int,
+) -> Foreseen:
+    """Ranks as `rank_of` gives them and the k best items, from one look at every part of the catalogue."""
+    product_PD = hidden_PD * item_RD[target_P]
+    level_P1 = (product_PD.sum(dim=1) - ROUNDING * product_PD.abs().sum(dim=1))[:, None]
+    is_served_P = live_R[target_P] & (target_P != PADDING) & ~(excluded_PE == target_P[:, None]).any(dim=1)
+    best = _Best(hidden_PD, k=k, excluded_PE=excluded_PE, live_R=live_R)
+    ahead_P = torch.zeros_like(target_P)
+    width = max(1, CHUNK_SCORES // max(1, len(hidden_PD)))
+    for start in range(0, len(item_RD), width):
+        score_PC = _scores(hidden_PD, item_RD[start : start + width], live_R[start : start + width], start)
+        _exclude(score_PC, excluded_PE - start)
+        ahead_P += (score_PC >= level_P1).sum(dim=1)
+        best.add(score_PC, start)
+    return Foreseen(torch.where(is_served_P, ahead_P - 1, len(item_RD)), best.row_PK())
+
+
+class _Best:
+    """The k best items, part by part: natively where that goes."""
+
+    def __init__(self, hidden_PD: Tensor, *, k: int, excluded_PE: Tensor, live_R: Tensor) -> None:
+        self._k = k
+        self._best = TopK(hidden_PD.new_full((len(hidden_PD), 0), -torch.inf), excluded_PE[:, :0])
+        is_native = k > 0 and collects_natively(hidden_PD)
+        self._native = NativeBest(k=k, excluded_BE=excluded_PE[:, :0], live_R=live_R) if is_native else None
+
+    def add(self, score_PC: Tensor, start: int) -> None:
+        """Scores of the next part; what may not be served is -inf."""
+        if self._native is not None:
+            self._native.add(score_PC, first=start)
+        elif self._k:
+            self._best = _merge(self._best, score_PC, start, self._k)
+
+    def row_PK(self) -> Int[Tensor, "P K"]:  # noqa: N802 - a shape suffix
+        """Best first, PADDING at the end."""
+        return self._native.found()[1] if self._native is not None else _filled(self._best, self._k).row_BK
 
 
 def _scores(hidden_BD: Tensor, item_CD: Tensor, live_C: Tensor, start: int) -> Tensor:
@@ -113,9 +163,3 @@ def _filled(best: TopK, k: int) -> TopK:
     missing = (0, k - row_BK.shape[1])
     pad = torch.nn.functional.pad
     return TopK(pad(best.score_BK, missing, value=-torch.inf), pad(row_BK, missing, value=PADDING))
-
-
-def _ranks(score_PR: Tensor, target_P: Tensor) -> Tensor:
-    target_P1 = score_PR.gather(1, target_P[:, None])
-    rank_P = (score_PR >= target_P1).sum(dim=1) - 1
-    return torch.where(target_P1[:, 0] == -torch.inf, score_PR.shape[1], rank_P)

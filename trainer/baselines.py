@@ -1,7 +1,8 @@
 """What the network has to beat, on the same events: the recently popular, and what followed the last item before.
 
 Both predict the items that the user does not have yet, and a rank counts every tie against the ranker. Shapes: N
-events, T items that the user has (rows, PADDING where there are fewer), R rows of the catalogue, S successors.
+events, T items that the user has (rows, PADDING where there are fewer), R rows of the catalogue, S successors, M most
+popular items, K best ones.
 """
 
 from __future__ import annotations
@@ -13,9 +14,6 @@ from jaxtyping import Float, Int
 
 from model.catalogue import PADDING
 from model.counts import Successors, TransitionCounts, popular_share
-
-CUT = 10
-"""Ranks are exact below it; from it on they are only known not to be below."""
 
 
 class Events(NamedTuple):
@@ -46,15 +44,31 @@ class Popular(NamedTuple):
         """Popularity in [0, 1)."""
         return popular_share(self.count_R)
 
-    def ranks(self, events: Events, *, up_to: int = CUT) -> Int[np.ndarray, " N"]:
-        """0 for the most popular of what the user does not have; exact below `up_to`."""
-        needed = min(up_to + events.history_NT.shape[1] + 1, len(self.count_R) - 1)
-        top = np.sort(np.partition(self.count_R[PADDING + 1 :], -needed)[-needed:])
+    def ranks(self, events: Events) -> Int[np.ndarray, " N"]:
+        """0 for the most popular of what the user does not have. Nothing is sorted: the cost follows the catalogue."""
         target_count_N = self.count_R[events.target_N]
+        level_L, which_N = np.unique(target_count_N, return_inverse=True)
+        reached_R = np.searchsorted(level_L, self.count_R[PADDING + 1 :], side="right")
+        at_least_L = np.bincount(reached_R, minlength=len(level_L) + 1)[::-1].cumsum()[::-1][1:]
         had_NT = events.distinct()
         had_above_N = ((had_NT != PADDING) & (self.count_R[had_NT] >= target_count_N[:, None])).sum(axis=1)
-        rank_N: np.ndarray = needed - np.searchsorted(top, target_count_N, side="left") - 1 - had_above_N
+        rank_N: np.ndarray = at_least_L[which_N] - 1 - had_above_N
         return rank_N
+
+    def best(self, events: Events, *, k: int) -> Int[np.ndarray, "N K"]:
+        """The k most popular of what each user does not have and somebody clicked; PADDING at the end."""
+        width = events.history_NT.shape[1]
+        row_M = self._most_popular(k + width)
+        had_NM = (events.history_NT[:, :, None] == row_M).any(axis=1)
+        place_NK = np.argsort(had_NM, axis=1, kind="stable")[:, :k]
+        return _filled(np.where(np.take_along_axis(had_NM, place_NK, axis=1), PADDING, row_M[place_NK]), k=k)
+
+    def _most_popular(self, count: int) -> Int[np.ndarray, " M"]:
+        surplus = len(self.count_R) - count
+        row_M = np.argpartition(self.count_R, surplus)[surplus:] if surplus > 0 else np.arange(len(self.count_R))
+        row_M = row_M[(row_M != PADDING) & (self.count_R[row_M] > 0)]
+        popular_M: np.ndarray = row_M[np.lexsort((row_M, -self.count_R[row_M]))]
+        return popular_M
 
 
 class Transitions(TransitionCounts):
@@ -65,31 +79,39 @@ class Transitions(TransitionCounts):
         self.count(events.last_N, events.target_N)
 
     def ranks(self, events: Events, *, popular: Popular) -> Int[np.ndarray, " N"]:
-        """0 for the likeliest follower among what the user does not have; exact below `CUT`."""
+        """0 for the likeliest follower among what the user does not have."""
         share_R = popular.share_R()
-        found = self.followers(events.last_N)
+        found = self._new_followers(events)
         is_target_S = found.row_S == events.target_N[found.owner_S]
         target_count_N = np.zeros(len(events.target_N))
         target_count_N[found.owner_S[is_target_S]] = found.count_S[is_target_S]
         score_N = target_count_N + share_R[events.target_N]
         ahead = found.where(~is_target_S & (found.count_S + share_R[found.row_S] >= score_N[found.owner_S]))
-        ahead = _not_had(ahead, events)
         rank_N = np.bincount(ahead.owner_S, minlength=len(score_N))
         more_popular = ahead.where(share_R[ahead.row_S] >= share_R[events.target_N][ahead.owner_S])
-        never_followed_N = popular.ranks(events, up_to=2 * CUT) - np.bincount(
-            more_popular.owner_S, minlength=len(score_N)
-        )
-        return np.where((target_count_N == 0) & (rank_N < CUT), rank_N + never_followed_N, rank_N)
+        counted_N = np.bincount(more_popular.owner_S, minlength=len(score_N))
+        return np.where(target_count_N == 0, rank_N + popular.ranks(events) - counted_N, rank_N)
+
+    def best(self, events: Events, *, popular: Popular, k: int) -> Int[np.ndarray, "N K"]:
+        """The k likeliest followers among what each user does not have, then the most popular; PADDING at the end."""
+        share_R = popular.share_R()
+        found = self._new_followers(events)
+        order_S = np.lexsort((found.row_S, -found.count_S - share_R[found.row_S], found.owner_S))
+        count_N = np.bincount(found.owner_S, minlength=len(events.target_N))
+        followers = np.split(found.row_S[order_S], np.cumsum(count_N))[:-1]
+        best_NK = np.full((len(events.target_N), k), PADDING, dtype=np.int64)
+        for best_K, followed, else_K in zip(best_NK, followers, popular.best(events, k=k), strict=True):
+            rows = [row for row in dict.fromkeys((*followed[:k].tolist(), *else_K.tolist())) if row != PADDING][:k]
+            best_K[: len(rows)] = rows
+        return best_NK
+
+    def _new_followers(self, events: Events) -> Successors:
+        """What followed the last item and the user does not have."""
+        found = self.followers(events.last_N)
+        stride = int(max(found.row_S.max(initial=0), events.history_NT.max(initial=0))) + 1
+        had = (np.arange(len(events.target_N))[:, None] * stride + events.history_NT).ravel()
+        return found.where(~np.isin(found.owner_S * stride + found.row_S, had))
 
 
-def _not_had(found: Successors, events: Events) -> Successors:
-    """Without what the user has; events with so many left that they miss anyway are not looked into."""
-    width = events.history_NT.shape[1]
-    count_N = np.bincount(found.owner_S, minlength=len(events.target_N))
-    close_S = count_N[found.owner_S] < CUT + width
-    stride = int(max(found.row_S.max(initial=0), events.history_NT.max(initial=0))) + 1
-    had = (np.arange(len(events.target_N))[:, None] * stride + events.history_NT).ravel()
-    close = found.where(close_S)
-    unknown = close.where(~np.isin(close.owner_S * stride + close.row_S, had))
-    far = found.where(~close_S)
-    return Successors(*(np.concatenate(pair) for pair in zip(unknown, far, strict=True)))
+def _filled(row_NK: Int[np.ndarray, "N J"], *, k: int) -> Int[np.ndarray, "N K"]:
+    return np.pad(row_NK, ((0, 0), (0, k - row_NK.shape[1])), constant_values=PADDING)

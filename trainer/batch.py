@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from model.catalogue import PADDING
-from model.lengths import length_groups
 from stream.examples import ClickExample
 
 
@@ -117,16 +116,3 @@ def _group(stretches: Sequence[Stretch], rows_of: Callable[[Sequence[str]], np.n
         torch.from_numpy(target_BL[:, 1:].copy()),
         torch.from_numpy(weight_BL[:, 1:].copy()),
     )
-
-
-def by_length(row_NT: Int[np.ndarray, "N T"]) -> Iterator[tuple[Int[np.ndarray, " P"], Int[np.ndarray, "P L"]]]:
-    """Left-padded sequences in groups of similar length: which of the N they are, and the columns they fill.
-
-    A sequence of padding alone is in no group.
-    """
-    width = row_NT.shape[1]
-    is_item_NT = row_NT != PADDING
-    index_N = np.flatnonzero(is_item_NT.any(axis=1))
-    length_N = width - is_item_NT[index_N].argmax(axis=1)
-    for group in length_groups(length_N):
-        yield index_N[group], row_NT[index_N[group], width - length_N[group].max() :]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
@@ -19,18 +20,18 @@ from jaxtyping import Float, Int
 from model.catalogue import PADDING, Catalogue
 from model.negatives import Sampler, by_popularity, uniform
 from model.optimiser import RowAdam
-from model.ranking import rank_of
+from model.ranking import foreseen
 from model.sasrec import SASRec
 from model.settings import ModelSettings
 from stream.examples import ClickExample, Example, SlateExample
 from trainer.baselines import Events, Popular
-from trainer.batch import Stretch, by_length, coalesce, collate, weighted
+from trainer.batch import Stretch, coalesce, collate, weighted
 from trainer.crew import ALONE, Crew
 from trainer.exposure import Exposure
 from trainer.flood import Flood, Let, Reason
 from trainer.guard import Guard
 from trainer.newcomers import neighbours_of, warm_start
-from trainer.prequential import MISS, Prequential
+from trainer.prequential import CUT, MISS, Asked, Guess, Prequential
 from trainer.replay import Replay
 from trainer.restraints import restraints_of
 from trainer.settings import TrainerSettings
@@ -295,20 +296,33 @@ class Learner:
         last_N = self.catalogue.rows_of(click.context[-1] if click.context else "" for click in clicks)
         events = Events(last_N[:, None], self.catalogue.rows_of(click.item_id for click in clicks))
         self.catalogue.count_clicks(events.target_N)
-        self.prequential.learn(events)
+        self.prequential.learn(events, at_ms_N=np.array([click.timestamp_ms for click in clicks], dtype=np.int64))
 
     def foresee(self, clicks: Sequence[ClickExample]) -> None:
         """Predicts, and keeps how well; learns nothing."""
-        if not clicks:
+        asked = self._some(clicks)
+        if not asked:
             return
-        history_NT = self._histories(clicks)
-        events = Events(history_NT, self.catalogue.rows_of(click.item_id for click in clicks))
+        events = Events(self._histories(asked), self.catalogue.rows_of(click.item_id for click in asked))
         self.prequential.judge(
-            events,
-            sasrec_rank_N=self._ranks(events),
-            served_N=np.array([click.served is not None for click in clicks], dtype=np.bool_),
+            Asked(
+                events=events,
+                served_N=np.array([click.served is not None for click in asked], dtype=np.bool_),
+                user_N=np.array([zlib.crc32(click.user_id.encode()) for click in asked], dtype=np.int64),
+                at_ms_N=np.array([click.timestamp_ms for click in asked], dtype=np.int64),
+                weight=len(clicks) / len(asked),
+            ),
+            self._guess(events),
             popular=Popular(self.catalogue.recent_click_counts()),
         )
+
+    def _some(self, clicks: Sequence[ClickExample]) -> Sequence[ClickExample]:
+        """At most `predicted_clicks`, by dice of their own: what is measured changes nothing of what is learnt."""
+        most = self.settings.predicted_clicks
+        if len(clicks) <= most:
+            return clicks
+        dice = np.random.default_rng((abs(self.settings.seed), self.guard.batches))
+        return [clicks[place] for place in np.sort(dice.choice(len(clicks), most, replace=False)).tolist()]
 
     def _histories(self, clicks: Sequence[ClickExample]) -> Int[np.ndarray, "N T"]:
         """Contexts as rows; what has no row yet is PADDING."""
@@ -318,30 +332,27 @@ class Learner:
             history_NT[index, length - len(click.context) :] = self.catalogue.rows_of(click.context)
         return history_NT
 
-    def _ranks(self, events: Events) -> Int[np.ndarray, " N"]:
+    def _guess(self, events: Events) -> Guess:
         """The network's rank of every target among what the user does not have; a click without history is a miss."""
         mine, count = self.crew.mine, len(events.target_N)
-        own_N = self._own_ranks(Events(events.history_NT[mine], events.target_N[mine]))
-        return self.crew.together(own_N, count=count)
-
-    def _own_ranks(self, events: Events) -> Int[np.ndarray, " N"]:
-        rank_N = np.full(len(events.target_N), MISS, dtype=np.int64)
-        for index_P, row_PT in by_length(events.history_NT[:, -self.network.settings.max_length :]):
-            rank_N[index_P] = self._ranks_of_group(Events(events.history_NT[index_P], events.target_N[index_P]), row_PT)
-        return rank_N
+        own = self._own_guess(Events(events.history_NT[mine], events.target_N[mine]))
+        return Guess(*(self.crew.together(found, count=count) for found in own))
 
     @torch.inference_mode()
-    def _ranks_of_group(self, events: Events, row_PT: Int[np.ndarray, "P T"]) -> Int[np.ndarray, " P"]:
-        device = self.network.device
-        rank_P = rank_of(
-            self.network.encode_last(torch.from_numpy(row_PT).to(device)),
-            self.network.item_RD[: self.catalogue.size],
+    def _own_guess(self, events: Events) -> Guess:
+        network, device = self.network, self.network.device
+        history_NT = torch.from_numpy(events.history_NT).to(device)
+        is_known_N = (events.history_NT != PADDING).any(axis=1)
+        found = foreseen(
+            network.encode_last(history_NT[:, -network.settings.max_length :]),
+            network.item_RD[: self.catalogue.size],
             target_P=torch.from_numpy(events.target_N).to(device),
-            excluded_PE=torch.from_numpy(events.history_NT).to(device),
+            excluded_PE=history_NT,
             live_R=torch.from_numpy(self.catalogue.live_mask()).to(device),
+            k=CUT,
         )
-        ranks: np.ndarray = rank_P.cpu().numpy()
-        return ranks
+        rank_N, best_NJ = found.rank_P.cpu().numpy(), found.row_PK.cpu().numpy()
+        return Guess(np.where(is_known_N, rank_N, MISS), np.where(is_known_N[:, None], best_NJ, PADDING))
 
     def readable(self, stretch: Stretch) -> Stretch:
         """A random window of a replayed sequence that the network can read."""

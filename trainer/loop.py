@@ -48,6 +48,8 @@ from trainer.step import Fault
 
 FAR_BEHIND_BATCHES = 10
 """Lag, in full micro-batches, from which on catching up is worth a line in the log."""
+SHOW_SECONDS = 1.0
+"""Between looks at how well clicks were foreseen, for the metrics."""
 GOOD_WHILE_BATCHES = 200
 """Micro-batches after a roll-back, without another, after which it is forgotten."""
 MAX_ROLLBACKS = 3
@@ -122,6 +124,7 @@ class TrainerLoop:
         self._wary_until: dict[int, int] = {}
         self._rollbacks = 0
         self._batches_since_rollback = 0
+        self._shown_batches, self._shown_at = 0, 0.0
 
     def start(self, newest: Announced) -> None:
         """Resumes the announced lineage from its newest whole checkpoint, or begins a new one at the first example."""
@@ -149,6 +152,7 @@ class TrainerLoop:
             self._set_aside(record, UnreadableError("malformed", error))
         if read.examples:
             self._learn(read)
+        self._show_foresight()
         # 4.
         self._tell_published()
         if self._publisher.is_due(examples_trained=self.learner.examples_trained):
@@ -199,6 +203,13 @@ class TrainerLoop:
         if lag > FAR_BEHIND_BATCHES * self._place.trainer.max_batch:
             _log.info("catching up at full micro-batches", lag=lag)
         self._watch(learnt)
+
+    def _show_foresight(self) -> None:
+        """At most every second, and the last time when there is nothing more to learn."""
+        batches, now = self.learner.guard.batches, time.monotonic()
+        if batches != self._shown_batches and now >= self._shown_at + SHOW_SECONDS:
+            metrics.observe_foresight(self.learner.prequential, items=len(self.learner.catalogue))
+            self._shown_batches, self._shown_at = batches, now
 
     def _watch(self, learnt: Learnt) -> None:
         """Counts spikes; wary until everything that led to a roll-back was read again."""

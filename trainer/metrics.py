@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 
 from trainer.learner import Learner, Learnt
-from trainer.prequential import RANKERS
+from trainer.prequential import KINDS, METRICS, RANKERS, Prequential
 
 EXAMPLES_TRAINED = Counter("sasrec_examples_trained_total", "Examples that changed the model.")
 EXAMPLES_DROPPED = Counter(
@@ -15,9 +15,38 @@ EXAMPLES_DROPPED = Counter(
     ["reason"],
 )
 PREQUENTIAL_HR10 = Gauge(
-    "sasrec_prequential_hr10", "Share of the last clicks that the ranker had among its first ten.", ["ranker"]
+    "sasrec_prequential_hr10",
+    "Share of the clicks of the window that the ranker had among its first ten, of all that the user does not have.",
+    ["ranker"],
 )
-PREQUENTIAL_NDCG10 = Gauge("sasrec_prequential_ndcg10", "NDCG@10 of the ranker over the last clicks.", ["ranker"])
+PREQUENTIAL_NDCG10 = Gauge(
+    "sasrec_prequential_ndcg10", "NDCG@10 of the ranker over the clicks of the window.", ["ranker"]
+)
+PREQUENTIAL_MRR = Gauge(
+    "sasrec_prequential_mrr", "Mean of 1 / (rank + 1) over the whole catalogue, same clicks.", ["ranker"]
+)
+PREQUENTIAL_COVERAGE = Gauge(
+    "sasrec_prequential_coverage",
+    "Share of the catalogue that stood in one of the ranker's lists of ten within the window.",
+    ["ranker"],
+)
+PREQUENTIAL_FIGURE = Gauge(
+    "sasrec_prequential",
+    "The same figures for the clicks of one kind, with the ends of their 95 % intervals: metric hr10, ndcg10, mrr; "
+    "clicks all, organic, served, by item age, by user length; bound value, low, high.",
+    ["metric", "ranker", "clicks", "bound"],
+)
+PREQUENTIAL_LEAD = Gauge(
+    "sasrec_prequential_lead",
+    "NDCG@10 of the network minus that of a baseline on the same clicks, with the ends of its 95 % interval.",
+    ["over", "clicks", "bound"],
+)
+PREQUENTIAL_CLICKS = Gauge(
+    "sasrec_prequential_clicks", "Clicks of the window that were predicted before they were learnt.", ["clicks"]
+)
+PREQUENTIAL_SHARE = Gauge(
+    "sasrec_prequential_share", "Share of the window's clicks that were predicted; the others are stood for."
+)
 LOSS = Gauge("sasrec_loss", "Training loss of the last micro-batch.")
 LOSS_Z_SCORE = Gauge(
     "sasrec_loss_z_score", "Robust standard deviations by which the last loss stood above those before it."
@@ -88,7 +117,24 @@ def observe_micro_batch(learner: Learner, learnt: Learnt) -> None:
     CATALOGUE_ITEMS.set(len(learner.catalogue))
     if learner.trained_through_arrival_ms is not None:
         TRAINED_THROUGH_ARRIVAL.set(learner.trained_through_arrival_ms / 1_000)
+
+
+def observe_foresight(prequential: Prequential, *, items: int) -> None:
+    """Shows how well clicks were foreseen. It costs milliseconds: not for every micro-batch."""
+    PREQUENTIAL_FIGURE.clear()
+    PREQUENTIAL_LEAD.clear()
+    overall = dict(zip(METRICS, (PREQUENTIAL_HR10, PREQUENTIAL_NDCG10, PREQUENTIAL_MRR), strict=True))
+    for figure in prequential.figures():
+        for bound, value in figure.estimate._asdict().items():
+            PREQUENTIAL_FIGURE.labels(figure.metric, figure.ranker, figure.kind, bound).set(value)
+        if figure.kind == "all":
+            overall[figure.metric].labels(figure.ranker).set(figure.estimate.value)
+    for lead in prequential.leads():
+        for bound, value in lead.estimate._asdict().items():
+            PREQUENTIAL_LEAD.labels(lead.over, lead.kind, bound).set(value)
     for ranker in RANKERS:
-        score = learner.prequential.moving(ranker)
-        PREQUENTIAL_HR10.labels(ranker).set(score.hr10)
-        PREQUENTIAL_NDCG10.labels(ranker).set(score.ndcg10)
+        PREQUENTIAL_COVERAGE.labels(ranker).set(prequential.coverage(ranker, items=items))
+    for kind in KINDS:
+        PREQUENTIAL_CLICKS.labels(kind).set(prequential.asked(kind)[0])
+    asked, stood_for = prequential.asked()
+    PREQUENTIAL_SHARE.set(asked / stood_for if asked else 1.0)

@@ -2,26 +2,72 @@
 
 Every click is ranked over the whole catalogue before anything learns from it, among what the user does not have: that
 is what the policy serves from. A click on something the user has is therefore no question and is left out for every
-ranker alike; an item that the catalogue does not hold is a miss for every ranker alike. Shapes: N events, W events of
-the window, K rankers.
+ranker alike; an item that the catalogue does not hold is a miss for every ranker alike. Of a large micro-batch only
+some clicks are asked about; each then stands for several (`weight`).
+
+The window is one of event time: what lies `metric_window_seconds` before the newest click is out, and of a busier
+stream only the newest `metric_window` clicks are in. Shapes: N events, W events of the window, K rankers, R rows, J
+items of a list.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from model.catalogue import PADDING
-from trainer.baselines import CUT, Events, Popular, Transitions
+from trainer.baselines import Events, Popular, Transitions
+from trainer.confidence import Estimate, Spread, of_mean, of_share, spread
 from trainer.settings import TrainerSettings
 
 Ranker = Literal["sasrec", "popular", "transitions"]
-Kind = Literal["all", "organic", "served"]
+Metric = Literal["hr10", "ndcg10", "mrr"]
+Origin = Literal["organic", "served"]
+ItemAge = Literal["item_new", "item_hour", "item_day", "item_week", "item_older"]
+UserLength = Literal["user_none", "user_few", "user_some", "user_many"]
+Kind = Literal["all"] | Origin | ItemAge | UserLength
 
 RANKERS: tuple[Ranker, ...] = get_args(Ranker)
+METRICS: tuple[Metric, ...] = get_args(Metric)
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+ITEM_AGES: tuple[ItemAge, ...] = get_args(ItemAge)
+"""Since the first click on it: none yet, within the hour, the day, the week, longer."""
+USER_LENGTHS: tuple[UserLength, ...] = get_args(UserLength)
+"""Items that the user has: none, up to 4, up to 19, more."""
+KINDS: tuple[Kind, ...] = ("all", *ORIGINS, *ITEM_AGES, *USER_LENGTHS)
+
+CUT = 10
+"""Items of a list."""
 MISS = 2**31 - 1
+MINUTE_MS = 60_000
+_AGE_MINUTES = np.array([60, 24 * 60, 7 * 24 * 60])
+_LENGTHS = np.array([1, 5, 20])
+_LONG_AGO = 1
+"""Minutes since 1970: born before anything that is known."""
+
+
+class Asked(NamedTuple):
+    """Clicks before anything learns from them."""
+
+    events: Events
+    served_N: Bool[np.ndarray, " N"]
+    user_N: Int[np.ndarray, " N"]
+    """A number for each user; two who share one count as one."""
+    at_ms_N: Int[np.ndarray, " N"]
+    weight: float
+    """How many clicks each of them stands for."""
+
+
+class Guess(NamedTuple):
+    """What a ranker said to some clicks."""
+
+    rank_N: Int[np.ndarray, " N"]
+    """Of the item that came, 0 for the best."""
+    best_NJ: Int[np.ndarray, "N J"]
+    """The list that it would have served, best first, PADDING at the end."""
 
 
 class Judged(NamedTuple):
@@ -29,14 +75,58 @@ class Judged(NamedTuple):
 
     rank_NK: Int[np.ndarray, "N K"]
     served_N: Bool[np.ndarray, " N"]
+    at_ms_N: Int[np.ndarray, " N"]
+    user_N: Int[np.ndarray, " N"]
+    age_N: Int[np.ndarray, " N"]
+    """Index into ITEM_AGES."""
+    length_N: Int[np.ndarray, " N"]
+    """Index into USER_LENGTHS."""
+    weight_N: Float[np.ndarray, " N"]
+
+    def where(self, choice: Bool[np.ndarray, " N"] | slice) -> Judged:
+        """Some of them."""
+        return Judged(*(array[choice] for array in self))
+
+    def then(self, more: Judged) -> Judged:
+        """These and what came after them."""
+        return Judged(*(np.concatenate(pair) for pair in zip(self, more, strict=True)))
+
+    def of_kind(self, kind: Kind) -> Bool[np.ndarray, " N"]:
+        """Which of them belong there."""
+        if kind == "all":
+            return np.ones(len(self.served_N), dtype=np.bool_)
+        if kind in ORIGINS:
+            is_served_N: np.ndarray = self.served_N == (kind == "served")
+            return is_served_N
+        places: tuple[str, ...] = ITEM_AGES if kind in ITEM_AGES else USER_LENGTHS
+        belongs_N: np.ndarray = (self.age_N if kind in ITEM_AGES else self.length_N) == places.index(kind)
+        return belongs_N
 
 
 class Score(NamedTuple):
-    """How well one ranker foresaw some clicks."""
+    """How well one ranker foresaw some clicks; the means are those of all clicks that these stand for."""
 
     events: int
     hr10: float
     ndcg10: float
+    mrr: float
+
+
+class Figure(NamedTuple):
+    """One metric of one ranker over the clicks of one kind in the window."""
+
+    metric: Metric
+    ranker: Ranker
+    kind: Kind
+    estimate: Estimate
+
+
+class Lead(NamedTuple):
+    """By how much the network's NDCG@10 lies above a baseline's on the same clicks."""
+
+    over: Ranker
+    kind: Kind
+    estimate: Estimate
 
 
 def hits(rank: Int[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
@@ -48,6 +138,14 @@ def hits(rank: Int[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
 def gains(rank: Int[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
     """`1 / log2(rank + 2)` among the first ten, else 0: NDCG of the one item that was clicked."""
     return np.where(rank < CUT, 1.0 / np.log2(np.minimum(rank, CUT) + 2.0), 0.0)
+
+
+def reciprocals(rank: Int[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
+    """`1 / (rank + 1)` wherever in the catalogue the item stood, 0 where it was missed."""
+    return np.where(rank == MISS, 0.0, 1.0 / (rank + 1.0))
+
+
+VALUES: dict[Metric, Callable[[np.ndarray], np.ndarray]] = {"hr10": hits, "ndcg10": gains, "mrr": reciprocals}
 
 
 def unanswered(history_NT: Int[np.ndarray, "N T"], target_N: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
@@ -62,79 +160,175 @@ class Prequential:
     def __init__(self, settings: TrainerSettings, *, capacity: int) -> None:
         self._settings = settings
         self.transitions = Transitions(max_pairs=settings.transition_pairs, capacity=capacity)
-        self._window = Judged(np.empty((0, len(RANKERS)), dtype=np.int64), np.empty(0, dtype=np.bool_))
-        self._totals = np.zeros((2, 3, len(RANKERS)))
-        """[organic or served, events or hits or gains, ranker]."""
+        self._window = _nothing_judged()
+        self._newest_ms = 0
+        self._totals = np.zeros((len(ORIGINS), 1 + len(METRICS), len(RANKERS)))
+        """[organic or served, clicks stood for or sum of a metric, ranker]."""
+        self._born_R = np.zeros(capacity, dtype=np.int32)
+        """Minute of the first click on each row's item; 0 before it."""
+        self._shown_KR = np.zeros((len(RANKERS), capacity), dtype=np.int32)
+        """Minute in which each ranker last had the row in a list."""
 
     def grow(self, capacity: int) -> None:
         """Makes room for rows up to `capacity`."""
+        new = capacity - len(self._born_R)
         self.transitions.grow(capacity)
+        self._born_R = np.pad(self._born_R, (0, new))
+        self._shown_KR = np.pad(self._shown_KR, ((0, 0), (0, new)))
 
     def forget(self, rows: Int[np.ndarray, " F"]) -> None:
         """Rows that were given to other items."""
         self.transitions.forget(rows)
+        self._born_R[rows] = 0
+        self._shown_KR[:, rows] = 0
 
-    def judge(
-        self,
-        events: Events,
-        *,
-        sasrec_rank_N: Int[np.ndarray, " N"],
-        served_N: Bool[np.ndarray, " N"],
-        popular: Popular,
-    ) -> Judged:
+    def judge(self, asked: Asked, guess: Guess, *, popular: Popular) -> Judged:
         """Ranks by the baselines beside the network's; changes what is measured, not what the baselines know."""
+        events = asked.events
+        self._newest_ms = max(self._newest_ms, int(asked.at_ms_N.max(initial=0)))
         question_N = ~unanswered(events.history_NT, events.target_N)
-        rank_NK = np.full((len(question_N), len(RANKERS)), MISS, dtype=np.int64)
         known_N = question_N & (events.target_N != PADDING)
-        if known_N.any():
-            asked = Events(events.history_NT[known_N], events.target_N[known_N])
-            rank_NK[known_N, RANKERS.index("sasrec")] = sasrec_rank_N[known_N]
-            rank_NK[known_N, RANKERS.index("popular")] = popular.ranks(asked)
-            rank_NK[known_N, RANKERS.index("transitions")] = self.transitions.ranks(asked, popular=popular)
-        judged = Judged(rank_NK[question_N], served_N[question_N])
+        guesses = (guess, *self._baselines(events, popular))
+        rank_NK = np.stack([np.where(known_N, each.rank_N, MISS) for each in guesses], axis=1)
+        self._show([each.best_NJ[question_N] for each in guesses])
+        judged = Judged(
+            rank_NK=rank_NK,
+            served_N=asked.served_N,
+            at_ms_N=asked.at_ms_N,
+            user_N=asked.user_N,
+            age_N=self._age(events.target_N, asked.at_ms_N),
+            length_N=np.searchsorted(_LENGTHS, (events.history_NT != PADDING).sum(axis=1), side="right"),
+            weight_N=np.full(len(rank_NK), asked.weight),
+        ).where(question_N)
         self._add(judged)
         return judged
 
-    def learn(self, events: Events) -> None:
+    def _baselines(self, events: Events, popular: Popular) -> tuple[Guess, Guess]:
+        """In the order of RANKERS."""
+        return (
+            Guess(popular.ranks(events), popular.best(events, k=CUT)),
+            Guess(
+                self.transitions.ranks(events, popular=popular), self.transitions.best(events, popular=popular, k=CUT)
+            ),
+        )
+
+    def _show(self, lists: list[Int[np.ndarray, "N J"]]) -> None:
+        for shown_R, best_NJ in zip(self._shown_KR, lists, strict=True):
+            shown_R[best_NJ[best_NJ != PADDING]] = self._newest_ms // MINUTE_MS
+
+    def _age(self, target_N: Int[np.ndarray, " N"], at_ms_N: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+        born_N = self._born_R[target_N]
+        age_N: np.ndarray = 1 + np.searchsorted(_AGE_MINUTES, at_ms_N // MINUTE_MS - born_N, side="right")
+        return np.where((target_N == PADDING) | (born_N == 0), 0, age_N)
+
+    def learn(self, events: Events, *, at_ms_N: Int[np.ndarray, " N"]) -> None:
         """The item-to-item baseline learns what was asked, once its items have rows; the catalogue counts clicks."""
         self.transitions.learn(events)
+        is_first_N = (events.target_N != PADDING) & (self._born_R[events.target_N] == 0)
+        # Written from the last to the first: of several clicks the first one stays.
+        self._born_R[events.target_N[is_first_N][::-1]] = at_ms_N[is_first_N][::-1] // MINUTE_MS
 
     def _add(self, judged: Judged) -> None:
-        length = self._settings.metric_window
-        self._window = Judged(
-            *(np.concatenate((old, new))[-length:] for old, new in zip(self._window, judged, strict=True))
-        )
+        both = self._window.then(judged)
+        oldest_ms = self._newest_ms - round(1_000 * self._settings.metric_window_seconds)
+        self._window = both.where(both.at_ms_N > oldest_ms).where(slice(-self._settings.metric_window, None))
+        weight_N1 = judged.weight_N[:, None]
+        one_NK = np.ones(judged.rank_NK.shape)
+        parts = [weight_N1 * value_NK for value_NK in (one_NK, *(value(judged.rank_NK) for value in VALUES.values()))]
         for served in (0, 1):
-            rank_NK = judged.rank_NK[judged.served_N == served]
-            self._totals[served] += np.stack((np.ones(rank_NK.shape), hits(rank_NK), gains(rank_NK))).sum(axis=1)
+            self._totals[served] += [part[judged.served_N == served].sum(axis=0) for part in parts]
 
     def moving(self, ranker: Ranker, kind: Kind = "all") -> Score:
-        """Over the last `metric_window` clicks that were questions."""
-        rank_N = self._window.rank_NK[:, RANKERS.index(ranker)]
-        if kind != "all":
-            rank_N = rank_N[self._window.served_N == (kind == "served")]
-        events = max(1, len(rank_N))
-        return Score(len(rank_N), float(hits(rank_N).sum()) / events, float(gains(rank_N).sum()) / events)
+        """Over the clicks of the window."""
+        judged = self._window.where(self._window.of_kind(kind))
+        rank_N, weight_N = judged.rank_NK[:, RANKERS.index(ranker)], judged.weight_N
+        total = max(float(weight_N.sum()), 1.0)
+        return Score(len(rank_N), *(float((weight_N * VALUES[metric](rank_N)).sum()) / total for metric in METRICS))
 
-    def cumulative(self, ranker: Ranker, kind: Kind = "all") -> Score:
-        """Since the lineage began."""
+    def cumulative(self, ranker: Ranker, kind: Literal["all"] | Origin = "all") -> Score:
+        """Since the lineage began; `events` are those that were stood for."""
         parts = {"all": [0, 1], "organic": [0], "served": [1]}[kind]
-        events, hit, gain = self._totals[parts, :, RANKERS.index(ranker)].sum(axis=0).tolist()
-        return Score(int(events), hit / max(1.0, events), gain / max(1.0, events))
+        events, *sums = self._totals[parts, :, RANKERS.index(ranker)].sum(axis=0).tolist()
+        return Score(round(events), *(total / max(1.0, events) for total in sums))
+
+    def figures(self) -> Iterator[Figure]:
+        """Every metric of every ranker for every kind of clicks that the window has, with confidence."""
+        for kind, judged, user_N in self._kinds():
+            for ranker, rank_N in zip(RANKERS, judged.rank_NK.T, strict=True):
+                for metric in METRICS:
+                    found = spread(VALUES[metric](rank_N), judged.weight_N, user_N)
+                    yield Figure(metric, ranker, kind, _estimate(metric, found))
+
+    def leads(self) -> Iterator[Lead]:
+        """Of the network over each baseline, click by click, for every kind of clicks that the window has."""
+        for kind, judged, user_N in self._kinds():
+            gain_NK = gains(judged.rank_NK)
+            for place, ranker in enumerate(RANKERS[1:], start=1):
+                found = spread(gain_NK[:, 0] - gain_NK[:, place], judged.weight_N, user_N)
+                yield Lead(ranker, kind, of_mean(found, low=-1.0, high=1.0))
+
+    def asked(self, kind: Kind = "all") -> tuple[int, float]:
+        """Clicks of the window that were asked about, and how many they stand for."""
+        weight_N = self._window.weight_N[self._window.of_kind(kind)]
+        return len(weight_N), float(weight_N.sum())
+
+    def coverage(self, ranker: Ranker, *, items: int) -> float:
+        """Share of so many items that stood in one of its lists within the window's time."""
+        since = (self._newest_ms - round(1_000 * self._settings.metric_window_seconds)) // MINUTE_MS
+        shown = np.count_nonzero(self._shown_KR[RANKERS.index(ranker)] >= max(1, since))
+        return shown / max(1, items)
+
+    def _kinds(self) -> Iterator[tuple[Kind, Judged, Int[np.ndarray, " N"]]]:
+        user_W = np.unique(self._window.user_N, return_inverse=True)[1]
+        for kind in KINDS:
+            belongs_W = self._window.of_kind(kind)
+            if belongs_W.any():
+                yield kind, self._window.where(belongs_W), user_W[belongs_W]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Part of the checkpoint."""
-        return {
-            "window_rank": self._window.rank_NK,
-            "window_served": self._window.served_N,
-            "totals": self._totals,
-        } | {f"transitions_{name}": array for name, array in self.transitions.arrays().items()}
+        window = {name: getattr(self._window, field) for name, field in _WINDOW.items()}
+        own = {"totals": self._totals, "born": self._born_R, "shown": self._shown_KR}
+        newest = {"newest": np.array([self._newest_ms])}
+        transitions = {f"transitions_{name}": array for name, array in self.transitions.arrays().items()}
+        return window | own | newest | transitions
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Becomes what `arrays` gave."""
-        self._window = Judged(arrays["window_rank"].copy(), arrays["window_served"].astype(np.bool_))
-        self._totals = arrays["totals"].copy()
+        """Becomes what `arrays` gave. Of a checkpoint from before the window was one of time, the window stays out."""
         self.transitions = Transitions.from_arrays(
-            {name: arrays[f"transitions_{name}"] for name in ("used", "next", "count")},
+            {
+                name.removeprefix("transitions_"): array
+                for name, array in arrays.items()
+                if name.startswith("transitions_")
+            },
             max_pairs=self._settings.transition_pairs,
         )
+        totals = arrays["totals"]
+        self._totals[:, : totals.shape[1]] = totals
+        if "newest" not in arrays:
+            self._born_R[:] = _LONG_AGO
+            return
+        self._window = Judged(**{field: arrays[name].copy() for name, field in _WINDOW.items()})
+        self._born_R, self._shown_KR = arrays["born"].copy(), arrays["shown"].copy()
+        self._newest_ms = int(arrays["newest"][0])
+
+
+_WINDOW = {f"window_{field.partition('_')[0]}": field for field in Judged._fields}
+"""Names in a checkpoint."""
+
+
+def _nothing_judged() -> Judged:
+    none_N = np.empty(0, dtype=np.int64)
+    return Judged(
+        rank_NK=np.empty((0, len(RANKERS)), dtype=np.int64),
+        served_N=np.empty(0, dtype=np.bool_),
+        at_ms_N=none_N,
+        user_N=none_N,
+        age_N=none_N,
+        length_N=none_N,
+        weight_N=np.empty(0),
+    )
+
+
+def _estimate(metric: Metric, found: Spread) -> Estimate:
+    return of_share(found) if metric == "hr10" else of_mean(found, low=0.0, high=1.0)

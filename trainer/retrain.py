@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from model.checkpoint import ServingModel, WrittenCheckpoint, read_serving
 from model.settings import ModelSettings
@@ -91,16 +92,16 @@ def train(
     learner: Learner, states: Sequence[UserState], settings: RetrainSettings, *, stop: threading.Event, tell: Tell
 ) -> None:
     """Passes over all users until there were enough of them, time is up or `stop` is set."""
-    for events in _in_time_order(learner, states):
+    for events, at_ms_N in _in_time_order(learner, states):
         learner.catalogue.count_clicks(events.target_N)
-        learner.prequential.learn(events)
+        learner.prequential.learn(events, at_ms_N=at_ms_N)
     stretches = [Stretch(state.items, (1.0,) * len(state.items)) for state in states if len(state.items) > 1]
     for taught in learn_in_passes(learner, stretches, settings, clock=time.monotonic, stop=stop):
         tell(f"pass {taught.number} of {settings.epochs}: loss {taught.loss:.4f}")
 
 
-def _in_time_order(learner: Learner, states: Sequence[UserState]) -> Iterator[Events]:
-    """Every click of the snapshot with the item before it, as rows, oldest first: popularity forgets with time."""
+def _in_time_order(learner: Learner, states: Sequence[UserState]) -> Iterator[tuple[Events, Int[np.ndarray, " N"]]]:
+    """Every click of the snapshot with the item before it, as rows, and when: oldest first, popularity forgets."""
     learner.admit(dict.fromkeys(item for state in states for item in state.items))
     rows = [learner.catalogue.rows_of(state.items) for state in states if state.items]
     if not rows:
@@ -111,7 +112,7 @@ def _in_time_order(learner: Learner, states: Sequence[UserState]) -> Iterator[Ev
     order_E = np.argsort(time_E, kind="stable")
     for start in range(0, len(order_E), EVENTS_AT_ONCE):
         part = order_E[start : start + EVENTS_AT_ONCE]
-        yield Events(before_E[part][:, None], target_E[part])
+        yield Events(before_E[part][:, None], target_E[part]), time_E[part]
 
 
 def _catch_up(learner: Learner, settings: RetrainingSettings, cut: Cut, *, stop: threading.Event) -> Cut:

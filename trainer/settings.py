@@ -89,12 +89,17 @@ class TrainerSettings(Section):
     """Examples after which the weights as they are count as accepted, for `distillation` and `consolidation`."""
     new_rows: Literal["random", "neighbours"] = "random"
     """Where the row of an item begins that is seen for the first time: near nothing, or among the items beside it."""
+    predicted_clicks: Annotated[int, Field(ge=1)] = 64
+    """Most clicks of a micro-batch that are predicted before they are learnt; of more, so many at random stand for all.
+    """
+    metric_window_seconds: Annotated[float, Field(ge=60.0)] = 86_400.0
+    """Event time over which the moving prequential metrics are taken, in seconds."""
     metric_window: Annotated[int, Field(ge=1)] = 10_000
-    """Clicks over which the moving prequential metrics are taken."""
+    """Most predicted clicks, the newest ones, over which they are taken."""
     popular_half_life: Annotated[float, Field(gt=0.0)] = 10_000.0
     """Clicks after which a click counts half in the recently-popular baseline."""
     transition_pairs: Annotated[int, Field(ge=1)] = 2_000_000
-    """Pairs of successive items that the item-to-item baseline remembers; 8 bytes each."""
+    """Pairs of successive items that the item-to-item baseline remembers; 12 bytes each."""
     max_items: Annotated[int, Field(ge=1)] = 1_000_000
     """Rows of the item table; the least recently used goes when another comes."""
     publish_seconds: Annotated[float, Field(gt=0.0)] = 1.0

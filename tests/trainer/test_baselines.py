@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.catalogue import PADDING
-from trainer.baselines import CUT, Events, Popular, Transitions
+from trainer.baselines import Events, Popular, Transitions
 
 ROWS = 40
 HISTORY = 4
+BEST = 10
 
 
 @st.composite
@@ -33,8 +34,12 @@ def rank(scores: dict[int, tuple[float, float]], had: set[int], target: int) -> 
     return sum(scores[row] >= scores[target] for row in others)
 
 
-def same_up_to_the_cut(ranks: np.ndarray, expected: list[int]) -> bool:
-    return [min(CUT, found) for found in ranks.tolist()] == [min(CUT, wanted) for wanted in expected]
+def is_best(rows: list[int], scores: dict[int, tuple[float, float]], had: set[int]) -> bool:
+    """Whether these are the best of what has a score, whichever of equals; filled up with padding."""
+    expected = sorted((scores[row] for row in range(1, ROWS) if any(scores[row]) and row not in had), reverse=True)
+    found = [row for row in rows if row != PADDING]
+    is_allowed = len(set(found)) == len(found) and not had & set(found) and len(rows) == BEST
+    return is_allowed and [scores[row] for row in found] == expected[:BEST]
 
 
 def decayed(count_R: np.ndarray, events: Events) -> np.ndarray:
@@ -50,7 +55,9 @@ def test_popularity_ranks_what_the_user_does_not_have_by_its_recent_clicks(batch
     for events in batches:
         scores = {row: (float(count_R[row]), 0.0) for row in range(ROWS)}
         expected = [rank(scores, set(had), target) for had, target in zip(*map(np.ndarray.tolist, events), strict=True)]
-        assert same_up_to_the_cut(Popular(count_R).ranks(events), expected)
+        assert Popular(count_R).ranks(events).tolist() == expected
+        for rows, had in zip(Popular(count_R).best(events, k=BEST).tolist(), events.history_NT.tolist(), strict=True):
+            assert is_best(rows, scores, set(had))
         count_R = decayed(count_R, events)
 
 
@@ -61,10 +68,12 @@ def test_transitions_rank_by_what_followed_the_last_item_and_then_by_popularity(
 
     for events in batches:
         expected = []
-        for had, target in zip(*map(np.ndarray.tolist, events), strict=True):
+        best_NK = transitions.best(events, popular=Popular(count_R), k=BEST)
+        for had, target, rows in zip(*map(np.ndarray.tolist, (*events, best_NK)), strict=True):
             scores = {row: (float(followed[had[-1]][row]), float(count_R[row])) for row in range(ROWS)}
             expected.append(rank(scores, set(had), target))
-        assert same_up_to_the_cut(transitions.ranks(events, popular=Popular(count_R)), expected)
+            assert is_best(rows, scores, set(had))
+        assert transitions.ranks(events, popular=Popular(count_R)).tolist() == expected
         count_R = decayed(count_R, events)
         transitions.learn(events)
         for last, target in zip(events.last_N.tolist(), events.target_N.tolist(), strict=True):
@@ -101,6 +110,41 @@ def test_a_row_given_to_another_item_forgets_what_followed_it() -> None:
 
     assert transitions.arrays()["next"].tolist() == [6]
     assert transitions.pairs == 1
+
+
+def test_what_led_to_an_item_that_is_gone_never_counts_for_the_one_in_its_row() -> None:
+    transitions = Transitions(max_pairs=4, capacity=ROWS)
+    transitions.learn(events((1, 5), (1, 5), (1, 6), (1, 6)))
+
+    transitions.forget(np.array([5]))
+
+    assert transitions.followers(np.array([1])).row_S.tolist() == [6]
+    transitions.learn(events((1, 5)))
+    for each in (transitions, Transitions.from_arrays(transitions.arrays(), max_pairs=4)):
+        found = each.followers(np.array([1]))
+        assert dict(zip(found.row_S.tolist(), found.count_S.tolist(), strict=True)) == {6: 2.0, 5: 1.0}
+    transitions.learn(events((2, 7), (2, 8)))
+    assert transitions.arrays()["next"].tolist() == [6]
+
+
+def test_arrays_of_before_rows_were_numbered_are_read() -> None:
+    transitions = Transitions(max_pairs=100, capacity=ROWS)
+    transitions.learn(events((1, 5), (1, 6), (3, 5)))
+    arrays = transitions.arrays()
+    del arrays["held"]
+    arrays["next"] = arrays["next"].astype(np.int32)
+
+    read = Transitions.from_arrays(arrays, max_pairs=100)
+
+    assert read.followers(np.array([1])).row_S.tolist() == [5, 6]
+
+
+def test_an_item_without_a_row_leads_nowhere() -> None:
+    transitions = Transitions(max_pairs=100, capacity=ROWS)
+
+    transitions.learn(events((1, PADDING), (PADDING, 1)))
+
+    assert transitions.pairs == 0
 
 
 def events(*steps: tuple[int, int]) -> Events:
