@@ -52,6 +52,10 @@ BATCH_SECONDS = Histogram(
     "From a batch taken to its slates handed to the producer.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
 )
+INDEX_CHECKED = Counter(
+    "sasrec_index_checked_items", "Best items of users who were searched for exactly, too, beside the index."
+)
+INDEX_MISSED = Counter("sasrec_index_missed_items", "Of these the ones that the index did not find.")
 KNOWN_USERS = Gauge("sasrec_scoring_users", "Users whose history is held.")
 
 

@@ -4,7 +4,7 @@
    time is over is passed over, whenever its announcement is read.
 2. Its files are read, every hash verified: of a delta, the chain back to what is served here, or to a full checkpoint.
 3. A full checkpoint is loaded beside the model that serves; deltas are applied to the copy that nobody reads.
-4. It is warmed up.
+4. The index of a large catalogue follows, and the model is warmed up.
 5. One reference is replaced. A batch that began before keeps the old model to its end.
 
 What cannot be served from is reported and counted, and nothing else changes (I4). After a missing or harmed delta the
@@ -17,7 +17,7 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -28,7 +28,8 @@ import torch
 from deploy.scoring import metrics
 from deploy.scoring.buffers import Buffers
 from deploy.scoring.follow import follow
-from deploy.scoring.shelf import Shelf, shelf_of
+from deploy.scoring.indexing import EXACT, Changed, Indexing
+from deploy.scoring.shelf import Shelf, item_table, shelf_of
 from model.catalogue import PADDING
 from model.chain import NOTHING, BrokenChainError, Route, Standing, delta_at, is_proven, read_base, route_to
 from model.checkpoint import BrokenCheckpointError, ServingModel, newest_checkpoint, read_manifest, read_serving
@@ -45,8 +46,11 @@ READ_POLL_SECONDS = 0.001
 class Models:
     """The model that serves."""
 
-    def __init__(self, kafka: KafkaSettings, *, checkpoint: str | None, warm_up_users: int) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, *, checkpoint: str | None, warm_up_users: int, indexing: Indexing = EXACT
+    ) -> None:
         self._kafka = kafka
+        self._indexing = indexing
         self._checkpoint = checkpoint
         self._warm_up_users = warm_up_users
         self.ready = threading.Event()
@@ -169,9 +173,8 @@ class Models:
             self._standing = NOTHING  # which of them fits is not known any more: only a full one will do
             raise
         metrics.DELTAS_APPLIED.inc(len(deltas))
-        changed = np.unique(np.concatenate([_rows_of(delta) for delta in deltas]))
         self._standing = Standing(route.links[-1], None)
-        self._serve(front, users=1, changed_rows=changed, began=began)
+        self._serve(front, users=1, changed=_changed_by(deltas), began=began)
 
     def _rebuild(self, route: Route, base: Link, lineage: Place, *, began: float) -> None:
         serving = read_base(base, lineage)
@@ -191,7 +194,7 @@ class Models:
         """A model that was read as a whole, with buffers of its own."""
         self._buffers = Buffers(serving)
         self._standing, self._hole = standing, None
-        self._serve(serving, users=self._warm_up_users, changed_rows=None, began=began)
+        self._serve(serving, users=self._warm_up_users, changed=None, began=began)
 
     def _make_do(self, announcement: ModelAnnouncement, error: Exception) -> None:
         """With nothing to serve, the full checkpoint before a broken chain will do, or an older one of the lineage."""
@@ -209,9 +212,11 @@ class Models:
             full = Link(older.manifest.version, older.manifest_sha256)
             self._put(read_serving(older.path, sha256=full.sha256), Standing(None, full), began=began)
 
-    def _serve(self, serving: ServingModel, *, users: int, changed_rows: np.ndarray | None, began: float) -> None:
+    def _serve(self, serving: ServingModel, *, users: int, changed: Changed | None, began: float) -> None:
         """Steps 4 and 5."""
-        shelf = shelf_of(serving, changed_rows=changed_rows)
+        before = None if self.live is None else self.live.index
+        index = self._indexing.index_for(item_table(serving), before=before, changed=changed)
+        shelf = shelf_of(serving, changed_rows=None if changed is None else changed.rows_X, index=index)
         _warm_up(shelf, users=users)
         with self._lock:
             self._former, self.live = self.live, shelf
@@ -239,9 +244,11 @@ def _announcement(record: Any) -> ModelAnnouncement | None:  # noqa: ANN401 - ka
     return announcement if announcement.model == MODEL_NAME else None
 
 
-def _rows_of(delta: Delta) -> np.ndarray:
+def _changed_by(deltas: Sequence[Delta]) -> Changed:
     """Rows that mean something else than before: other weights, or another item."""
-    return np.concatenate([delta.rows_U.numpy(), np.frombuffer(delta.changes.rows, dtype="<i8")])
+    placed = [np.frombuffer(delta.changes.rows, dtype="<i8") for delta in deltas]
+    weighed = [delta.rows_U.numpy() for delta in deltas]
+    return Changed(np.unique(np.concatenate([*weighed, *placed])), np.unique(np.concatenate(placed)))
 
 
 def _warm_up(shelf: Shelf, *, users: int) -> None:

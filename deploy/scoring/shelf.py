@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.catalogue import Catalogue
 from model.checkpoint import Manifest, ServingModel
+from model.index import Index
 from model.sasrec import SASRec
 
 
@@ -29,6 +30,8 @@ class Shelf:
     manifest: Manifest | None = None
     changed_rows: np.ndarray | None = None
     """Rows with other weights or another item than in the shelf before; None where everything is new."""
+    index: Index | None = None
+    """Through which `item_RD` is searched; None where all of it is scored."""
 
     @property
     def version(self) -> str | None:
@@ -46,17 +49,22 @@ class Shelf:
         return None if self.manifest is None else self.manifest.trained_through_arrival_ms
 
 
-def shelf_of(serving: ServingModel, *, changed_rows: np.ndarray | None = None) -> Shelf:
+def item_table(serving: ServingModel) -> Tensor:
+    """Its rows in use, PADDING included."""
+    return serving.model.item_RD.detach()[: serving.catalogue.size]
+
+
+def shelf_of(serving: ServingModel, *, changed_rows: np.ndarray | None = None, index: Index | None = None) -> Shelf:
     """A model, ready to rank."""
-    rows = serving.catalogue.size
     return Shelf(
         catalogue=serving.catalogue,
         live_R=serving.catalogue.live_mask(),
         popularity_R=_popularity(serving.catalogue),
         network=serving.model,
-        item_RD=serving.model.item_RD.detach()[:rows],
+        item_RD=item_table(serving),
         manifest=serving.manifest,
         changed_rows=changed_rows,
+        index=index,
     )
 
 

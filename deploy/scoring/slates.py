@@ -23,12 +23,13 @@ from torch import Tensor
 from deploy.scoring.arms import Arm, Arms
 from deploy.scoring.counted import Counted
 from deploy.scoring.diversity import capped
+from deploy.scoring.indexing import Search
 from deploy.scoring.shelf import Shelf
 from deploy.scoring.space import Space
 from model.catalogue import PADDING
+from model.index import Index
 from model.noise import Seeded
 from model.policies import Drawn, Eligible, Shortlist, eligible_without, padded_rows, stacked
-from model.ranking import top_k
 from model.settings import PolicySettings
 from stream.events import Cause, Recommendation, RecommendedItem, Rival
 
@@ -82,6 +83,15 @@ class Asked(NamedTuple):
     eligible: Eligible
 
 
+class Ranking(NamedTuple):
+    """What users are ranked by: the products of both."""
+
+    user_BD: Tensor
+    item_RD: Tensor
+    by: Index | None
+    """Through which the table is searched; None where all of it is scored."""
+
+
 class Group(NamedTuple):
     """Users of one arm who were drawn together."""
 
@@ -103,6 +113,7 @@ class Slates:
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
         self._arms = Arms(settings)
+        self._search = Search()
         self._spaces: dict[str, tuple[tuple[Shelf, frozenset[str], frozenset[str]], Space, np.ndarray | None]] = {}
 
     @property
@@ -206,11 +217,35 @@ class Slates:
         if known:
             assert space.shelf.item_RD is not None
             user_BD = _encoded(space.shelf, known)
-            yield arm.name, known, _shortlists(user_BD, space.shelf.item_RD, known, space, least=least)
+            ranked_by = Ranking(user_BD, space.shelf.item_RD, space.shelf.index)
+            yield arm.name, known, self._shortlists(ranked_by, known, space)
         if unknown:
             ones_B1, popularity_R1 = torch.ones(len(unknown), 1), space.shelf.popularity_R[:, None]
             name = arm.name if self._settings.arms else BY_POPULARITY
-            yield name, unknown, _shortlists(ones_B1, popularity_R1, unknown, space, least=least)
+            yield name, unknown, self._shortlists(Ranking(ones_B1, popularity_R1, None), unknown, space)
+
+    def _shortlists(self, ranking: Ranking, asked: Sequence[Asked], space: Space) -> list[Shortlist]:
+        """The best items that each user may get, enough to draw from; among the candidates they name."""
+        searched: dict[int, list[int]] = {}
+        found: dict[int, Shortlist] = {}
+        for nth, one in enumerate(asked):
+            size = max(self._settings.candidates, one.query.slate_size)
+            if one.query.candidates is None:
+                searched.setdefault(size, []).append(nth)
+            else:
+                found[nth] = _among(ranking.user_BD[nth], ranking.item_RD, one.eligible, size=size)
+        for size, users in searched.items():
+            best = self._search.best(
+                ranking.user_BD[users],
+                ranking.item_RD,
+                ranking.by,
+                k=size,
+                excluded_BE=torch.from_numpy(padded_rows([asked[nth].taken_X for nth in users])),
+                live_R=torch.from_numpy(space.live_A[: space.size]),
+            )
+            ranked = zip(best.row_BK.numpy(), best.score_BK.double().numpy(), users, strict=True)
+            found |= {nth: Shortlist(row_C, score_C, asked[nth].eligible) for row_C, score_C, nth in ranked}
+        return [found[nth] for nth in range(len(asked))]
 
     def _served(
         self, groups: Iterable[Group], queries: int, now_ms: int, *, arm: Arm | None = None
@@ -252,32 +287,6 @@ def _encoded(shelf: Shelf, asked: Sequence[Asked]) -> Tensor:
         newest_T = one.history_T[-longest:]
         row_T[longest - len(newest_T) :] = newest_T
     return shelf.network.encode_last(torch.from_numpy(row_BT))
-
-
-def _shortlists(
-    user_BD: Tensor, item_RD: Tensor, asked: Sequence[Asked], space: Space, *, least: int
-) -> list[Shortlist]:
-    """The best items that each user may get, `least` or as many as they want; among the candidates they name."""
-    searched: dict[int, list[int]] = {}
-    found: dict[int, Shortlist] = {}
-    for index, one in enumerate(asked):
-        size = max(least, one.query.slate_size)
-        if one.query.candidates is None:
-            searched.setdefault(size, []).append(index)
-        else:
-            found[index] = _among(user_BD[index], item_RD, one.eligible, size=size)
-    for size, indices in searched.items():
-        taken = [asked[index].taken_X for index in indices]
-        best = top_k(
-            user_BD[indices],
-            item_RD,
-            k=size,
-            excluded_BE=torch.from_numpy(padded_rows(taken)),
-            live_R=torch.from_numpy(space.live_A[: space.size]),
-        )
-        ranked = zip(best.row_BK.numpy(), best.score_BK.double().numpy(), indices, strict=True)
-        found |= {index: Shortlist(row_C, score_C, asked[index].eligible) for row_C, score_C, index in ranked}
-    return [found[index] for index in range(len(asked))]
 
 
 def _among(user_D: Tensor, item_RD: Tensor, eligible: Eligible, *, size: int) -> Shortlist:

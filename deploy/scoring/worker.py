@@ -31,6 +31,7 @@ from deploy.scoring.answers import Answers
 from deploy.scoring.batching import Waiting, Work
 from deploy.scoring.counted import Counted
 from deploy.scoring.histories import Histories
+from deploy.scoring.indexing import Indexing
 from deploy.scoring.inputs import Inputs
 from deploy.scoring.intake import Intake
 from deploy.scoring.items import Items
@@ -99,7 +100,12 @@ class ScoringWorker:
 
     def __init__(self, settings: Settings, answers: Answers) -> None:
         scoring, trainer = settings.scoring, settings.trainer
-        self.models = Models(settings.kafka, checkpoint=scoring.checkpoint, warm_up_users=scoring.max_batch)
+        self.models = Models(
+            settings.kafka,
+            checkpoint=scoring.checkpoint,
+            warm_up_users=scoring.max_batch,
+            indexing=Indexing(scoring.index_from_items, scoring.index_share),
+        )
         self.items = Items(settings.kafka, refuse=answers.refuse)
         self._answers = answers
         self._waiting = Waiting(max_batch=scoring.max_batch, max_wait_seconds=scoring.max_wait_ms / 1_000)

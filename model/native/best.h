@@ -34,16 +34,48 @@ inline float score_of(uint64_t key) {
     return score;
 }
 
+// The highest scores so far, each with its item; whenever the room for twice as many is full, half of it goes.
+class Kept {
+  public:
+    Kept(uint64_t* keys, long count, long keep) : keys_(keys), count_(count), keep_(keep) {
+        if (count_ == keep_) least_ = score_of(*std::min_element(keys_, keys_ + count_));
+    }
+
+    // What does not beat it need not be taken.
+    float least() const { return least_; }
+
+    void take(float score, int64_t item) {
+        keys_[count_++] = key_of(score, item);
+        if (count_ == 2 * keep_) halve();
+    }
+
+    // How many there are in the end.
+    long finish() {
+        if (count_ > keep_) halve();
+        return count_;
+    }
+
+  private:
+    void halve() {
+        std::nth_element(keys_, keys_ + keep_ - 1, keys_ + count_, std::greater<uint64_t>());
+        count_ = keep_;
+        least_ = score_of(keys_[keep_ - 1]);
+    }
+
+    uint64_t* keys_;
+    long count_, keep_;
+    float least_ = -INFINITY;
+};
+
 class Best {
   public:
     Best(const BestCall& call, long user)
-        : call_(call), keys_(call.keys + user * 2 * call.keep), count_(call.counts[user]),
+        : call_(call), best_(call.keys + user * 2 * call.keep, call.counts[user], call.keep),
           scores_(call.scores + user * call.columns) {
         exclude(call.excluded + user * call.excluded_columns);
-        if (count_ == call.keep) least_ = score_of(*std::min_element(keys_, keys_ + count_));
     }
 
-    // Collects what beats the least of the best so far; whenever the room is full, half of it goes.
+    // Collects what beats the least of the best so far.
     long add() {
         long column = 0;
         for (; column + kTogether <= call_.columns; column += kTogether) {
@@ -52,12 +84,11 @@ class Best {
                 const Vector here = load(scores_ + column + at);
                 most = here > most ? here : most;
             }
-            if (largest(most) > least_)
+            if (largest(most) > best_.least())
                 for (long at = column; at < column + kTogether; ++at) consider(at);
         }
         for (; column < call_.columns; ++column) consider(column);
-        if (count_ > call_.keep) halve();
-        return count_;
+        return best_.finish();
     }
 
   private:
@@ -72,22 +103,12 @@ class Best {
 
     void consider(long column) {
         const int64_t item = call_.first + column;
-        if (!(scores_[column] > least_) || !call_.live[item]) return;
-        keys_[count_++] = key_of(scores_[column], item);
-        if (count_ == 2 * call_.keep) halve();
-    }
-
-    void halve() {
-        std::nth_element(keys_, keys_ + call_.keep - 1, keys_ + count_, std::greater<uint64_t>());
-        count_ = call_.keep;
-        least_ = score_of(keys_[call_.keep - 1]);
+        if (scores_[column] > best_.least() && call_.live[item]) best_.take(scores_[column], item);
     }
 
     const BestCall& call_;
-    uint64_t* keys_;
-    int64_t count_;
+    Kept best_;
     float* scores_;
-    float least_ = -INFINITY;
 };
 
 inline void best_of(const BestCall& call) {

@@ -1,6 +1,6 @@
 """The best items of each user, collected from scores part by part; the same as a sort, without one.
 
-Shapes: B users, C items of a part, E excluded, K best, R rows of the item table.
+Shapes: B users, C items of a part, E excluded, K best, J room for as many again, R rows of the item table.
 """
 
 from __future__ import annotations
@@ -60,14 +60,21 @@ class NativeBest:
 
     def found(self) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
         """Scores and rows, best first; -inf and PADDING where there are fewer than `k`."""
-        is_found_BK = np.arange(self._k) < self._count_B.numpy()[:, None]
-        key_BK = np.where(is_found_BK, self._key_BJ.numpy().view(np.uint64)[:, : self._k], np.uint64(0))
-        key_BK = np.sort(key_BK, axis=1)[:, ::-1]
-        bits_BK = (key_BK >> np.uint64(32)).astype(np.uint32)
-        score_BK = np.where(bits_BK & _TOP, bits_BK & _REST, ~bits_BK).view(np.float32)
-        row_BK = (_LOW - (key_BK & _LOW)).astype(np.int64)
-        is_found_BK = key_BK != 0
-        return (
-            torch.from_numpy(np.where(is_found_BK, score_BK, np.float32(-np.inf))),
-            torch.from_numpy(np.where(is_found_BK, row_BK, PADDING)),
-        )
+        return in_order(self._key_BJ, self._count_B, k=self._k)
+
+
+def in_order(
+    key_BJ: Int[Tensor, "B J"], count_B: Int[Tensor, " B"], *, k: int
+) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
+    """What the keys of `best.h` stand for, the highest score first."""
+    is_found_BK = np.arange(k) < count_B.numpy()[:, None]
+    key_BK = np.where(is_found_BK, key_BJ.numpy().view(np.uint64)[:, :k], np.uint64(0))
+    key_BK = np.sort(key_BK, axis=1)[:, ::-1]
+    bits_BK = (key_BK >> np.uint64(32)).astype(np.uint32)
+    score_BK = np.where(bits_BK & _TOP, bits_BK & _REST, ~bits_BK).view(np.float32)
+    row_BK = (_LOW - (key_BK & _LOW)).astype(np.int64)
+    is_found_BK = key_BK != 0
+    return (
+        torch.from_numpy(np.where(is_found_BK, score_BK, np.float32(-np.inf))),
+        torch.from_numpy(np.where(is_found_BK, row_BK, PADDING)),
+    )

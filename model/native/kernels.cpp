@@ -5,6 +5,7 @@
 #include "block.h"
 #include "embedding.h"
 #include "last_norm.h"
+#include "probe.h"
 #include "softmax.h"
 
 extern "C" {
@@ -30,5 +31,7 @@ void native_norm_backward(const NormCall* call) { native::LastNorm(*call).backwa
 void native_softmax_gradients(const SoftmaxCall* call) { native::softmax_gradients(*call); }
 
 void native_best(const BestCall* call) { native::best_of(*call); }
+
+void native_probe(const ProbeCall* call) { native::probe(*call); }
 
 }  // extern "C"

@@ -71,6 +71,16 @@ class BestCall(ctypes.Structure):
     )
 
 
+class ProbeCall(ctypes.Structure):
+    """`struct ProbeCall` of probe.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("users", "units", "probes", "keep", "excluded_columns", "threads")),
+        *((name, _POINTER) for name in ("hidden", "items", "starts", "rows", "probed", "live", "excluded")),
+        *((name, _POINTER) for name in ("keys", "counts")),
+    )
+
+
 class Sequences(NamedTuple):
     """B sequences one after another; of each, the newest `last` come out of a block."""
 
@@ -99,7 +109,7 @@ class Kernels:
         library.native_block_saved.restype = ctypes.c_int64
         library.native_block_saved.argtypes = [ctypes.c_int64] * 4
         names = [f"{name}_{way}" for name in ("block", "embedding", "norm") for way in ("forward", "backward")]
-        for name in (*names, "softmax_gradients", "best"):
+        for name in (*names, "softmax_gradients", "best", "probe"):
             function = getattr(library, f"native_{name}")
             function.restype, function.argtypes = None, [_POINTER]
 
@@ -138,6 +148,10 @@ class Kernels:
     def best(self, call: BestCall) -> None:
         """Adds to `keys` and `counts`."""
         self._library.native_best(ctypes.byref(call))
+
+    def probe(self, call: ProbeCall) -> None:
+        """Fills `keys` and `counts`."""
+        self._library.native_probe(ctypes.byref(call))
 
 
 def address(tensor: Tensor) -> int:
