@@ -7,7 +7,7 @@ partition of the number it came from; after a crash it may stand there twice, so
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 EXCEPTION = "__streams.errors.exception"
 MESSAGE = "__streams.errors.message"
@@ -40,6 +40,7 @@ class UnreadableError(ValueError):
         self.reason: Reason = reason
 
 
+@runtime_checkable
 class RawRecord(Protocol):
     """A record as any Kafka client hands it over."""
 

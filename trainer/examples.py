@@ -16,20 +16,45 @@ from kafka.consumer.fetcher import ConsumerRecord
 from kafka.structs import OffsetAndMetadata
 
 from stream.clients import consumer
+from stream.dead_letters import RawRecord
 from stream.events import MODEL_NAME, ModelAnnouncement
 from stream.examples import Example, ExampleId, decode_example
 from stream.settings import KafkaSettings
 from stream.topics import EXAMPLES, MODELS
+from trainer.crew import ALONE, Crew
 from trainer.cut import Cut, fresh
+from trainer.orders import Poll, encode_order
 
 POLL_SECONDS = 0.25
 """Longest that a stop signal waits for a poll."""
+CREW_POLL_SECONDS = 0.05
+"""The same where several processes poll: each waits for the others, and some may have what others lack."""
+
+
+class Fetched(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A record that another process has polled."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+
+
+class Haul(msgspec.Struct, frozen=True, array_like=True):
+    """What one process tells the others of a poll."""
+
+    records: dict[int, list[Fetched]]
+    """By partition."""
+    lag: int
+    wants_to_stop: bool
 
 
 class Unreadable(NamedTuple):
     """A record that is no example, and why."""
 
-    record: ConsumerRecord
+    record: RawRecord
     error: str
 
 
@@ -38,11 +63,16 @@ class Read(NamedTuple):
 
     examples: list[Example]
     """New ones only, by partition and then in the order of the topic."""
-    records: dict[ExampleId, ConsumerRecord]
+    records: dict[ExampleId, RawRecord]
     """What they were read from, for the dead letters."""
     repeats: int
     unreadable: list[Unreadable]
     announcements: list[ModelAnnouncement]
+
+    @classmethod
+    def nothing(cls) -> Read:
+        """Before anything was polled."""
+        return cls([], {}, 0, [], [])
 
     def in_order(self) -> Read:
         """By partition and then in the order of the topic, in however many polls it came: so it is learnt again."""
@@ -70,14 +100,27 @@ class Patience(NamedTuple):
 class ExampleReader:
     """Polls, decodes, drops repeats, and knows the cut behind what it has handed out.
 
+    Of a crew each process polls its share of the partitions, and hands out what all of them polled: the same on all,
+    with one cut. Announcements come to the one that leads.
+
     Raises:
-        ValueError: a topic is missing.
+        ValueError: a topic is missing, or a process would be left without a partition.
     """
 
-    def __init__(self, kafka: KafkaSettings, *, announcements_from: Mapping[int, int]) -> None:
+    def __init__(self, kafka: KafkaSettings, *, announcements_from: Mapping[int, int], crew: Crew = ALONE) -> None:
+        self.wants_to_stop = False
+        """Whether this process was asked to stop; the one that leads stops then, and all others with it."""
+        self._crew = crew
+        self._lag_of_others = 0
         self._consumer = consumer(kafka, group_id=kafka.group("trainer"))
-        self._examples = partitions_of(self._consumer, kafka.topic(EXAMPLES))
-        self._models = partitions_of(self._consumer, kafka.topic(MODELS))
+        all_partitions = partitions_of(self._consumer, kafka.topic(EXAMPLES))
+        if len(all_partitions) < crew.size:
+            raise ValueError(
+                f"{crew.size} processes cannot share {len(all_partitions)} partitions of {kafka.topic(EXAMPLES)}; "
+                "start fewer, or create the topics with a higher kafka.partitions"
+            )
+        self._examples = all_partitions[crew.mine]
+        self._models = partitions_of(self._consumer, kafka.topic(MODELS)) if crew.leads else []
         self._consumer.assign([*self._examples, *self._models])
         for partition in self._models:
             self._consumer.seek(partition, announcements_from.get(partition.partition, 0))
@@ -106,26 +149,48 @@ class ExampleReader:
                 break
             most = patience.most - len(gathered.examples)
             gathered = gathered.then(self.read(most=most, timeout_seconds=min(left, POLL_SECONDS)))
+        if self.wants_to_stop:
+            stop.set()
         return gathered.in_order()
 
     def read(self, *, most: int, timeout_seconds: float) -> Read:
-        """At most so many records, as soon as there are any."""
-        polled = self._consumer.poll(timeout_ms=int(timeout_seconds * 1000), max_records=most)
-        read = Read([], {}, 0, [], [])
+        """At most so many records, of every process, as soon as there are any."""
+        self._crew.tell(encode_order(Poll(most, timeout_seconds)))
+        return self.take_part(most=most, timeout_seconds=timeout_seconds)
+
+    def take_part(self, *, most: int, timeout_seconds: float) -> Read:
+        """What `read` does in every process."""
+        waits = timeout_seconds if self._crew.size == 1 else min(timeout_seconds, CREW_POLL_SECONDS)
+        polled = self._consumer.poll(timeout_ms=int(waits * 1000), max_records=most)
+        read = Read.nothing()
+        for partition in self._models:
+            read.announcements.extend(announced(polled.pop(partition, ())))
+        records: dict[int, list[RawRecord]] = {partition.partition: polled[partition] for partition in polled}
+        if self._crew.size > 1:
+            records = self._of_all(records)
         offsets = dict(self.cut.offsets)
-        for partition in sorted(polled):
-            if partition in self._models:
-                read.announcements.extend(announced(polled[partition]))
-                continue
-            for record in polled[partition]:
+        for number in sorted(records):
+            for record in records[number]:
                 _decode(record, into=read)
-            offsets[partition.partition] = polled[partition][-1].offset + 1
+            offsets[number] = records[number][-1].offset + 1
         new = fresh(read.examples, self.cut.marks)
         self.cut = Cut(offsets=offsets, marks=new.marks)
         return read._replace(examples=new.examples, repeats=len(read.examples) - len(new.examples))
 
+    def _of_all(self, records: dict[int, list[RawRecord]]) -> dict[int, list[RawRecord]]:
+        """What every process has polled."""
+        fetched = {number: [_fetched(record) for record in some] for number, some in records.items()}
+        own = Haul(fetched, self._own_lag(), self.wants_to_stop)
+        hauls = [msgspec.msgpack.decode(raw, type=Haul) for raw in self._crew.exchange(msgspec.msgpack.encode(own))]
+        self._lag_of_others = sum(haul.lag for haul in hauls) - own.lag
+        self.wants_to_stop = any(haul.wants_to_stop for haul in hauls)
+        return {number: list[RawRecord](some) for haul in hauls for number, some in haul.records.items()}
+
     def lag(self) -> int:
-        """Examples on the broker that were not read yet, as far as the last fetches tell."""
+        """Examples on the broker that no process has read yet, as far as the last fetches tell."""
+        return self._own_lag() + self._lag_of_others
+
+    def _own_lag(self) -> int:
         return sum(
             max(0, (self._consumer.highwater(partition) or 0) - self._consumer.position(partition))
             for partition in self._examples
@@ -151,7 +216,12 @@ class ExampleReader:
         self._consumer.close()
 
 
-def _decode(record: ConsumerRecord, *, into: Read) -> None:
+def _fetched(record: RawRecord) -> Fetched:
+    headers = [(name, value or b"") for name, value in record.headers]
+    return Fetched(record.topic, record.partition, record.offset, record.key, record.value, headers)
+
+
+def _decode(record: RawRecord, *, into: Read) -> None:
     try:
         example = decode_example(record.value or b"")
     except (msgspec.DecodeError, ValueError) as error:

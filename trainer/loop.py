@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import NamedTuple
 
 import structlog
 import torch
@@ -29,22 +28,25 @@ from kafka.consumer.fetcher import ConsumerRecord
 
 from model.checkpoint import BrokenCheckpointError, WrittenCheckpoint, newest_checkpoint, verify
 from model.settings import ModelSettings
-from model.store import Place
+from model.store import Place, absolute
 from stream.clients import producer
 from stream.dead_letters import UnreadableError, dead_letter
 from stream.events import ModelAnnouncement
 from stream.settings import KafkaSettings
 from stream.topics import DEAD_LETTER_SUFFIX
 from trainer import metrics
-from trainer.cut import Cut
+from trainer.crew import crew_of
 from trainer.examples import Announced, ExampleReader, Patience, Read, newest_announcement
+from trainer.follow import follow
 from trainer.guard import Run
-from trainer.learner import Learner, Learnt
+from trainer.learner import Learnt
 from trainer.lock import only_trainer
+from trainer.orders import Begin, BeginAnew, Compare, Learn, Order, Resume, Stop, encode_order
 from trainer.publish import OnPublished, Publisher, Workshop, new_lineage
 from trainer.settings import TrainerSettings
-from trainer.state import Resumed, resume
+from trainer.state import Resumed
 from trainer.step import Fault
+from trainer.workplace import Workplace, digest_of
 
 FAR_BEHIND_BATCHES = 10
 """Lag, in full micro-batches, from which on catching up is worth a line in the log."""
@@ -62,15 +64,6 @@ FAULTS: dict[Fault, str] = {
 _log = structlog.get_logger()
 
 
-class Workplace(NamedTuple):
-    """What a trainer works with, and where."""
-
-    kafka: KafkaSettings
-    model: ModelSettings
-    trainer: TrainerSettings
-    checkpoints: Place
-
-
 def run_trainer(
     kafka: KafkaSettings,
     model: ModelSettings,
@@ -82,21 +75,37 @@ def run_trainer(
 ) -> None:
     """Learns from `examples` until `stop` is set, then publishes what was learnt since the last full checkpoint.
 
+    Of several processes that torchrun has started one leads; the others do what it tells (trainer/follow.py).
+
     Raises:
-        ValueError: a topic is missing, or another trainer works in the same folder.
+        ValueError: a topic is missing, another trainer works in the same folder, or there are more processes than
+            partitions.
     """
     torch.set_num_threads(trainer.threads)
-    place = Workplace(kafka, model, trainer, checkpoints)
+    with crew_of() as crew:
+        place = Workplace(kafka, model, trainer, checkpoints, crew)
+        if crew.leads:
+            lead(place, stop=stop, on_published=on_published)
+        else:
+            follow(place, stop=stop)
+
+
+def lead(place: Workplace, *, stop: threading.Event, on_published: OnPublished) -> None:
+    """What the only process does, or the first of several."""
+    kafka, checkpoints, crew = place.kafka, place.checkpoints, place.crew
     with only_trainer(checkpoints) as term, producer(kafka) as sender, contextlib.ExitStack() as stack:
         newest = newest_announcement(kafka)
-        reader = stack.enter_context(contextlib.closing(ExampleReader(kafka, announcements_from=newest.offsets)))
-        workshop = Workshop(kafka, sender, trainer, checkpoints, term)
+        reader = stack.enter_context(
+            contextlib.closing(ExampleReader(kafka, announcements_from=newest.offsets, crew=crew))
+        )
+        workshop = Workshop(kafka, sender, place.trainer, checkpoints, term)
         publisher = stack.enter_context(contextlib.closing(Publisher(workshop)))
         loop = TrainerLoop(place, reader, sender, publisher, on_published=on_published)
         loop.start(newest)
         while not stop.is_set():
             loop.turn(stop)
         loop.publish_the_rest()
+        crew.tell(encode_order(Stop()))
 
 
 class TrainerLoop:
@@ -164,6 +173,9 @@ class TrainerLoop:
         learnt = self._reader.cut.offsets != self._published_offsets or self._publisher.is_full_due()
         if self._boundaries and learnt and not self._run.is_open:
             self._sender.flush()
+            if self._publisher.is_full_due():
+                self._tell(Compare())
+                self._place.crew.check_same(digest_of(self.learner))
             self._publisher.publish(self.learner, self._reader.cut, self._boundaries)
 
     def publish_the_rest(self) -> None:
@@ -193,6 +205,7 @@ class TrainerLoop:
 
     def _learn(self, read: Read) -> None:
         began = time.perf_counter()
+        self._tell(Learn(wary=bool(self._wary_until)))
         learnt = self.learner.learn(read.examples, mode="wary" if self._wary_until else "normal")
         for example, fault in learnt.refused:
             self._set_aside(read.records[example.id], UnreadableError(fault, FAULTS[fault]))
@@ -236,6 +249,7 @@ class TrainerLoop:
         else:
             self._resume(good)
         if self._rollbacks > MAX_ROLLBACKS:
+            self._tell(BeginAnew())
             self.learner.guard.begin_anew()
             self._rollbacks = 0
             _log.error("the loss stays high after every roll-back: taken for the new usual", lineage=lineage)
@@ -250,7 +264,12 @@ class TrainerLoop:
         )
 
     def _beginning(self) -> Resumed:
-        return Resumed(Learner(self._place.model, self._place.trainer, device=device_of(self._place.trainer)), Cut())
+        self._tell(Begin())
+        return self._place.beginning()
+
+    def _tell(self, order: Order) -> None:
+        """To the processes that follow; what it says is done here as well, at once."""
+        self._place.crew.tell(encode_order(order))
 
     def _set_aside(self, record: ConsumerRecord, error: UnreadableError) -> None:
         """Sends the record to the dead letters; acknowledged before the next checkpoint says that it was read."""
@@ -301,7 +320,8 @@ class TrainerLoop:
             return newest
 
     def _resume(self, checkpoint: WrittenCheckpoint) -> None:
-        resumed = resume(checkpoint.path, self._place.trainer, device=device_of(self._place.trainer))
+        self._tell(Resume(absolute(checkpoint.path)))
+        resumed = self._place.resumed(checkpoint.path)
         live = self._live
         same = live is not None and live.lineage == checkpoint.manifest.lineage
         self._generation = max(checkpoint.manifest.generation, live.generation if live is not None and same else 0)
@@ -325,10 +345,3 @@ class TrainerLoop:
     @staticmethod
     def _report_broken(error: BrokenCheckpointError) -> None:
         _log.error("a broken checkpoint is passed over", error=str(error))
-
-
-def device_of(settings: TrainerSettings) -> str:
-    """Where the network learns."""
-    if settings.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return settings.device

@@ -22,6 +22,7 @@ from model.checkpoint import (
 )
 from model.sasrec import SASRec
 from model.store import Place
+from trainer.crew import ALONE, Crew
 from trainer.cut import Cut
 from trainer.exposure import Exposure
 from trainer.flood import Flood
@@ -80,7 +81,7 @@ def documents_of(learner: Learner, cut: Cut, boundaries: tuple[dict[int, int], .
     return {CATALOGUE: learner.catalogue.to_document(), TRAINER: msgspec.msgpack.encode(document)}
 
 
-def resume(path: Place, settings: TrainerSettings, *, device: str = "cpu") -> Resumed:
+def resume(path: Place, settings: TrainerSettings, *, device: str = "cpu", crew: Crew = ALONE) -> Resumed:
     """The learner that wrote the checkpoint, with its network's own shape and the trainer's present settings.
 
     Raises:
@@ -89,7 +90,7 @@ def resume(path: Place, settings: TrainerSettings, *, device: str = "cpu") -> Re
     manifest = read_manifest(path)
     document = _document(path)
     catalogue = Catalogue.from_document(read_document(path, manifest, CATALOGUE))
-    learner = Learner(manifest.settings, settings, device=device)
+    learner = Learner(manifest.settings, settings, device=device, crew=crew)
     network = SASRec.from_tensors(manifest.settings, read_tensors(path, manifest, MODEL), capacity=catalogue.capacity)
     learner.take_over(catalogue, network.to(torch.device(device)))
     _restore_tensors(learner, read_tensors(path, manifest, TRAINER_TENSORS))

@@ -46,10 +46,10 @@ def run(
     """Run one process in the foreground; SIGTERM or Ctrl-C ends it cleanly.
 
     Several stream and scoring workers share the users; each needs a --name of its own. There is one trainer and one
-    scheduler.
+    scheduler. torchrun makes one trainer of several processes.
     """
     settings: Settings = context.obj
-    named = name or kind.value
+    named = (name or kind.value) + _rank()
     end_at_once_on_signals()
     configure_logs(process=named, level=settings.observe.log_level)
     refuse_second(settings, named)
@@ -61,6 +61,12 @@ def run(
         except Exception:  # noqa: BLE001 - a process begins here, and whoever restarts it wants to know why it ended
             structlog.get_logger().exception("the process failed")
             raise typer.Exit(CRASHED) from None
+
+
+def _rank() -> str:
+    """Behind the name, where torchrun has started several processes of one trainer."""
+    rank = int(os.environ.get("RANK", "0"))
+    return f"-rank-{rank}" if rank else ""
 
 
 def refuse_second(settings: Settings, name: str) -> None:

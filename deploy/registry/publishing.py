@@ -13,22 +13,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from deploy.registry.registry import opened_registry, record_version
 from deploy.settings import Settings
 from stream.events import ModelAnnouncement
+from trainer.crew import rank_in
 from trainer.loop import run_trainer
 
 FIGURES = ("sasrec_prequential_hr10", "sasrec_prequential_ndcg10")
 
 
 def run_recorded_trainer(settings: Settings, stop: threading.Event) -> None:
-    """Learns until `stop` is set."""
+    """Learns until `stop` is set. Of several processes (trainer/crew.py) the one that leads publishes."""
+    run = functools.partial(
+        run_trainer, settings.kafka, settings.model, settings.trainer, checkpoints=settings.checkpoints, stop=stop
+    )
+    if rank_in() > 0:
+        run()
+        return
     with opened_registry(settings.registry_url) as engine:
-        run_trainer(
-            settings.kafka,
-            settings.model,
-            settings.trainer,
-            checkpoints=settings.checkpoints,
-            stop=stop,
-            on_published=functools.partial(record_published, engine),
-        )
+        run(on_published=functools.partial(record_published, engine))
 
 
 def record_published(engine: Engine, announcement: ModelAnnouncement) -> None:
