@@ -69,8 +69,9 @@ def deadline_ms(state: UserState, settings: StreamSettings) -> int:
     """
     if state.slates or state.parked:
         starts = [slate.served_at_ms for slate in state.slates]
-        starts += [click.at_ms for click in state.parked]
-        return min(starts) + settings.attribution_window_seconds * SECOND_MS + _skew_ms(settings)
+        if state.parked:
+            starts += [click.at_ms for click in state.parked]
+        return min(starts) + (settings.attribution_window_seconds + settings.max_future_seconds) * SECOND_MS
     return (_last_active_ms(state) // DAY_MS + 1 + settings.inactive_days) * DAY_MS
 
 
@@ -103,7 +104,7 @@ def with_estate(heir: UserState, forgotten: UserState) -> UserState:
 
 
 def _last_active_ms(state: UserState) -> int:
-    return max([state.clock_ms, *[slate.served_at_ms for slate in state.closed]])
+    return max([state.clock_ms, *[slate.served_at_ms for slate in state.closed]]) if state.closed else state.clock_ms
 
 
 def _skew_ms(settings: StreamSettings) -> int:

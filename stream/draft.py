@@ -7,7 +7,6 @@ at its time, also where that slate becomes known later; and what changes a close
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
@@ -52,9 +51,12 @@ class Draft:
     def finish(self, now_ms: int = 0) -> UserState:
         """The next state, after what is over by its clock, or at `now_ms`, was closed and the bounds were kept."""
         clock_ms = max(self.state.clock_ms, now_ms)
-        self._release_overdue(clock_ms)
-        self._close_overdue(clock_ms)
-        self._forget(self.state.clock_ms)
+        if self.parked:
+            self._release_overdue(clock_ms)
+        if self.open:
+            self._close_overdue(clock_ms)
+        if self.closed:
+            self._forget(self.state.clock_ms)
         return replace(
             self.state,
             accounts=added(self.state.accounts, self.counted),
@@ -84,7 +86,7 @@ class Draft:
         if named is not None:
             self._see_in(named, impression.items)
         elif impression.request_id is not None:
-            self._see_in(self._opened(slates.glimpsed(impression)), impression.items)
+            self._glimpse(impression, impression.items)
         else:
             self._see_unnamed(impression)
 
@@ -115,13 +117,10 @@ class Draft:
     def _find(self, request_id: str) -> Slate | None:
         return self.open.get(request_id) or self.closed.get(request_id)
 
-    def _opened(self, slate: Slate) -> Slate:
-        self.open[slate.request_id] = slate
-        return slate
-
     def _click_in(self, slate: Slate, click: ParkedClick) -> None:
-        named = click.request_id is not None
-        whole = slates.with_items(slate, [SeenItem(item_id=click.item_id, position=click.position)])
+        named, whole = click.request_id is not None, slate
+        if click.item_id not in slate.items:
+            whole = slates.with_items(slate, [SeenItem(item_id=click.item_id, position=click.position)])
         if click.item_id not in whole.items:
             self._teach_click(click, served=None)
             return
@@ -144,7 +143,10 @@ class Draft:
             found.setdefault(None if slate is None else slate.request_id, []).append(item)
         for request_id, items in found.items():
             known = None if request_id is None else self._find(request_id)
-            self._see_in(known or self._opened(slates.glimpsed(impression)), items)
+            if known is None:
+                self._glimpse(impression, items)
+            else:
+                self._see_in(known, items)
 
     def _slate_showing(self, item_id: str, at_ms: int) -> Slate | None:
         known = self._slates()
@@ -154,9 +156,18 @@ class Draft:
             logged, item_id, at_ms, self.window_ms
         )
 
+    def _glimpse(self, impression: Impression, items: Sequence[SeenItem]) -> None:
+        slate = slates.glimpsed(impression, items)
+        self.open[slate.request_id] = slate
+        self.counted["items_duplicate"] += len(items) - len(slate.items)
+        self._claim_earlier(slate.request_id)
+        if slates.is_known(slate):
+            self._release(slate.request_id)
+
     def _see_in(self, slate: Slate, items: Sequence[SeenItem]) -> None:
         whole = slates.with_items(slate, items)
-        slots = [whole.items.index(item.item_id) for item in items if item.item_id in whole.items]
+        held = whole.items
+        slots = [held.index(item.item_id) for item in items if item.item_id in held]
         seen = tuple(sorted({*slate.seen, *slots}))
         self.counted["items_late"] += len(items) - len(slots)
         self.counted["items_duplicate"] += len(slots) - (len(seen) - len(slate.seen))
@@ -169,7 +180,7 @@ class Draft:
     def _claim_earlier(self, request_id: str) -> None:
         """Gives an open slate the clicks that were folded before it, or before one of its items, was known."""
         slate = self.open.get(request_id)
-        if slate is None:
+        if slate is None or not (self.parked or self.state.times.newest_ms >= slate.served_at_ms):
             return
         for click in self.parked:
             if click.request_id == request_id:
@@ -180,11 +191,11 @@ class Draft:
                 self._claim_unnamed(request_id, item_id, at_ms)
 
     def _chosen_since(self, at_ms: int) -> list[tuple[str, int]]:
-        if self.state.times.newest_ms < at_ms:
+        state = self.state
+        if state.times.newest_ms < at_ms or not state.items:
             return []
-        times_ms = self.state.times_ms
-        since = bisect_left(times_ms, at_ms)
-        return list(zip(self.state.items[since:], times_ms[since:], strict=True))
+        since = state.times.before(at_ms)
+        return list(zip(state.items[since:], state.times_ms[since:], strict=True))
 
     def _claim_unnamed(self, request_id: str, item_id: str, at_ms: int) -> None:
         slate = self.open[request_id]
@@ -217,27 +228,29 @@ class Draft:
             first = slates.is_quiet(before)
             self._teach_slate(after, slates.clicked(after) if first else clicked, correction=not first)
 
-    def _account_seen(self, seen: Collection[int], clicked: Collection[int]) -> None:
-        hits = len(set(seen) & set(clicked))
+    def _account_seen(self, seen: Collection[int], clicked: frozenset[int]) -> None:
+        hits = len(clicked.intersection(seen)) if clicked else 0
         self.counted["items_clicked"] += hits
         self.counted["items_expired"] += len(seen) - hits
 
     def _close(self, slate: Slate) -> None:
         del self.open[slate.request_id]
         self.closed[slate.request_id] = slate
-        self._account_seen(slate.seen, slates.clicked(slate))
         if not slates.is_quiet(slate):
-            self._teach_slate(slate, slates.clicked(slate), correction=False)
+            clicked = slates.clicked(slate)
+            self._account_seen(slate.seen, clicked)
+            self._teach_slate(slate, clicked, correction=False)
 
     def _close_overdue(self, clock_ms: int) -> None:
-        excess = len(self.open) - self.settings.max_open_slates
         over_ms = clock_ms - self.window_ms
-        if excess <= 0 and min((slate.served_at_ms for slate in self.open.values()), default=over_ms) >= over_ms:
-            return
-        oldest_first = sorted(self.open.values(), key=slates.age_order)
-        for nth, slate in enumerate(oldest_first):
-            if nth < excess or slate.served_at_ms < over_ms:
-                self._close(slate)
+        overdue = [slate for slate in self.open.values() if slate.served_at_ms < over_ms]
+        excess = len(self.open) - self.settings.max_open_slates
+        if excess > len(overdue):
+            overdue = sorted(self.open.values(), key=slates.age_order)[:excess]
+        elif len(overdue) > 1:
+            overdue.sort(key=slates.age_order)
+        for slate in overdue:
+            self._close(slate)
 
     def _forget(self, clock_ms: int) -> None:
         kept_ms = self.window_ms + self.settings.lateness_seconds * SECOND_MS
@@ -249,6 +262,8 @@ class Draft:
 
     def _release(self, request_id: str) -> None:
         """Sends the clicks that waited for this slate."""
+        if not self.parked:
+            return
         slate = self._find(request_id)
         assert slate is not None
         for click in [click for click in self.parked if click.request_id == request_id]:
@@ -272,7 +287,7 @@ class Draft:
         return self._ordinal + len(self.examples)
 
     def _teach_slate(self, slate: Slate, clicked: Collection[int], *, correction: bool) -> None:
-        before = bisect_left(self.state.times_ms, slate.served_at_ms)
+        before = self.state.times.before(slate.served_at_ms) if self.state.items else 0
         self.examples.append(
             SlateExample(
                 id=_example_id(self.arrival, self._next_ordinal()),

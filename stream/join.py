@@ -69,13 +69,17 @@ def apply_impression(state: UserState, impression: Impression, arrival: Arrival,
     """Marks what came into view. Late is what is older than the user's newest event by more than the lateness."""
     if arrival.offset <= state.applied.impressions:
         return Folded(state, (), "repeated")
-    state = with_fresh_cause(state, arrival.at_ms)
-    state = replace(state, applied=replace(state.applied, impressions=arrival.offset))
+    before = state.applied
+    state = replace(
+        with_fresh_cause(state, arrival.at_ms),
+        applied=Applied(before.clicks, arrival.offset, before.recommendations),
+    )
     if impression.timestamp_ms < state.clock_ms - settings.lateness_seconds * SECOND_MS:
         count = len(impression.items)
         counted = {"impressions": 1, "items_seen": count, "items_late": count}
         return Folded(replace(state, accounts=added(state.accounts, counted)), (), "late")
-    state = replace(state, clock_ms=max(state.clock_ms, impression.timestamp_ms))
+    if impression.timestamp_ms > state.clock_ms:
+        state = replace(state, clock_ms=impression.timestamp_ms)
     draft = Draft(state, impression.user_id, arrival, settings)
     draft.see(impression)
     is_duplicate = draft.counted["items_duplicate"] == len(impression.items)

@@ -40,6 +40,16 @@ class Times(msgspec.Struct, frozen=True, array_like=True, gc=False):
         steps = (gap * self.unit_ms for gap in reversed(self.gaps))
         return tuple(accumulate(steps, int.__sub__, initial=self.newest_ms))[::-1]
 
+    def before(self, at_ms: int) -> int:
+        """How many of the times are earlier; looked up from the newest end, where it is asked for."""
+        count, time_ms = len(self.gaps) + 1, self.newest_ms
+        while time_ms >= at_ms:
+            count -= 1
+            if not count:
+                break
+            time_ms -= self.gaps[count - 1] * self.unit_ms
+        return count
+
     def then(self, time_ms: int, *, keep: int) -> Times:
         """The newest `keep` (two or more) of these and of one that is not older than any."""
         gap, rest = divmod(time_ms - self.newest_ms, self.unit_ms)

@@ -15,6 +15,9 @@ MAX_CLICKS = 32
 _FIXED, _EXPLOIT = (bytes([SOURCES.index(source)]) for source in ("fixed", "exploit"))
 _KIND_PLACES = {kind: place for place, kind in enumerate(KINDS)}
 _SLOTS = tuple(range(MAX_SLATE_ITEMS))
+_NO_CHANCES = (None,) * MAX_SLATE_ITEMS
+_NO_KINDS = bytes([KINDS.index("none")]) * MAX_SLATE_ITEMS
+_NO_SLOTS: frozenset[int] = frozenset()
 UNKNOWN_POLICY = "unknown"
 """Who served it is not known: no recommendation came, and the impression does not say."""
 
@@ -40,18 +43,21 @@ def recommended(recommendation: Recommendation) -> Slate:
     )
 
 
-def glimpsed(impression: Impression) -> Slate:
-    """A slate of which only an impression is known: it opens empty and will hold what is seen of it."""
+def glimpsed(impression: Impression, items: Sequence[SeenItem]) -> Slate:
+    """A slate of which only an impression is known: it holds what is seen of it, each item once."""
+    new = _once(items)
+    propensities = [item.propensity for item in new]
     return Slate(
         request_id=impression.request_id or impression.event_id,
         policy=impression.policy or UNKNOWN_POLICY,
         surface=None,
         served_at_ms=impression.timestamp_ms,
-        items=(),
-        positions=(),
-        propensities=(),
-        kinds=b"",
-        sources=b"",
+        items=tuple([item.item_id for item in new]),
+        positions=_positions([item.position for item in new]),
+        propensities=_propensities(propensities),
+        kinds=_kinds_of(propensities),
+        sources=_EXPLOIT * len(new),
+        seen=_SLOTS[: len(new)],
     )
 
 
@@ -61,14 +67,15 @@ def with_items(slate: Slate, items: Sequence[SeenItem]) -> Slate:
     What a recommender did not serve and the page showed all the same was pinned there: `fixed`, without propensity.
     In a slate that nobody logged, the impression's own propensity counts.
     """
-    new = [item for item in _once(items) if item.item_id not in slate.items][: MAX_SLATE_ITEMS - len(slate.items)]
+    held = slate.items
+    new = [item for item in _once(items) if item.item_id not in held][: MAX_SLATE_ITEMS - len(held)]
     if not new:
         return slate
     logged = slate.surface is not None
     propensities = [None if logged else item.propensity for item in new]
     return replace(
         slate,
-        items=slate.items + tuple([item.item_id for item in new]),
+        items=held + tuple([item.item_id for item in new]),
         positions=_positions([*_each_position(slate), *[item.position for item in new]]),
         propensities=_propensities([*_each_propensity(slate), *propensities]),
         kinds=_kinds([*_each_kind(slate), *["none" if chance is None else "exact" for chance in propensities]]),
@@ -109,7 +116,7 @@ def newest_holding(slates: Sequence[Slate], item_id: str, at_ms: int, window_ms:
 
 def clicked(slate: Slate) -> frozenset[int]:
     """Slots to which a click belongs."""
-    return frozenset(click.slot for click in slate.clicks)
+    return frozenset([click.slot for click in slate.clicks]) if slate.clicks else _NO_SLOTS
 
 
 def click_on(slate: Slate, item_id: str, at_ms: int) -> SlateClick | None:
@@ -153,13 +160,13 @@ def without_click(slate: Slate, click: SlateClick) -> Slate:
 
 def served(slate: Slate, slot: int, position: int | None) -> Served:
     """How the item of a slot came before the user; the click's `position` counts where the slate knows none."""
-    known = _each_position(slate)[slot]
+    known = (slate.positions or _SLOTS)[slot]
     return Served(
         policy=slate.policy,
         request_id=slate.request_id,
         position=position if known is None else known,
-        propensity=_each_propensity(slate)[slot],
-        propensity_kind=_each_kind(slate)[slot],
+        propensity=(slate.propensities or _NO_CHANCES)[slot],
+        propensity_kind=KINDS[(slate.kinds or _NO_KINDS)[slot]],
         source=SOURCES[slate.sources[slot]],
         router_probability=slate.router_probability,
         rivals=tuple((share, chances[slot]) for share, chances in slate.rivals if slot < len(chances)),
@@ -174,22 +181,23 @@ def served_by_somebody(click: ParkedClick) -> Served:
 
 def shown(slate: Slate, clicked: Collection[int]) -> tuple[ShownItem, ...]:
     """The slots as an example tells them, with those of `clicked` marked; other clicks were told before."""
-    before = {click.slot for click in slate.clicks if click.slot not in clicked}
-    columns = zip(
-        slate.items, _each_position(slate), _each_propensity(slate), _each_kind(slate), slate.sources, strict=True
-    )
+    before = {click.slot for click in slate.clicks if click.slot not in clicked} if slate.clicks else _NO_SLOTS
+    positions, propensities = slate.positions or _SLOTS, slate.propensities or _NO_CHANCES
+    kinds, sources, seen = slate.kinds or _NO_KINDS, slate.sources, frozenset(slate.seen)
     return tuple(
-        ShownItem(
-            item_id=item_id,
-            position=position,
-            propensity=propensity,
-            propensity_kind=kind,
-            source=SOURCES[source],
-            seen=slot in slate.seen if slate.seen else None,
-            clicked=slot in clicked,
-            clicked_before=slot in before,
-        )
-        for slot, (item_id, position, propensity, kind, source) in enumerate(columns)
+        [
+            ShownItem(
+                item_id,
+                positions[slot],
+                propensities[slot],
+                KINDS[kinds[slot]],
+                SOURCES[sources[slot]],
+                slot in seen if seen else None,
+                slot in clicked,
+                slot in before,
+            )
+            for slot, item_id in enumerate(slate.items)
+        ]
     )
 
 
@@ -208,8 +216,13 @@ def _positions(positions: Sequence[int | None]) -> tuple[int | None, ...]:
 
 
 def _propensities(propensities: Sequence[float | None]) -> tuple[float | None, ...]:
-    all_of_them = tuple(propensities)
-    return () if all_of_them.count(None) == len(all_of_them) else all_of_them
+    return () if propensities.count(None) == len(propensities) else tuple(propensities)
+
+
+def _kinds_of(propensities: Sequence[float | None]) -> bytes:
+    if propensities.count(None) == len(propensities):
+        return b""
+    return _kinds(["none" if chance is None else "exact" for chance in propensities])
 
 
 def _kinds(kinds: Sequence[PropensityKind]) -> bytes:
@@ -225,4 +238,4 @@ def _each_propensity(slate: Slate) -> Sequence[float | None]:
 
 
 def _each_kind(slate: Slate) -> Sequence[PropensityKind]:
-    return [KINDS[kind] for kind in slate.kinds] if slate.kinds else ["none"] * len(slate.items)
+    return [KINDS[kind] for kind in slate.kinds or _NO_KINDS[: len(slate.items)]]

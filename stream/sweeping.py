@@ -48,6 +48,8 @@ class Sweep:
         self._horizon_ms = horizon_ms
         self._long_ago_ms = horizon_ms - settings.inactive_days * DAY_MS
         self._heap = list(soon.entries)  # ascending, and so a heap
+        self._waiting = set(soon.entries)
+        """What is on the heap: a user with many events has one entry for each deadline."""
         self.visited: list[Due] = []
 
     def note(self, key: bytes, state: UserState) -> bool:
@@ -67,6 +69,7 @@ class Sweep:
         ended = 0
         while ended < ENDED_PER_RECORD and self._heap and self._heap[0][0] < self._clock.now_ms:
             due = heapq.heappop(self._heap)
+            self._waiting.discard(due)
             if due[1] == by:
                 put_off.append(due)
                 continue
@@ -80,7 +83,7 @@ class Sweep:
             ended += 1
             examples += self._end(states, due[1], state, arrival, by=by, ordinal=ordinal + len(examples))
         for due in put_off:
-            heapq.heappush(self._heap, due)
+            self._put(due)
         return examples
 
     def earliest_ms(self) -> int:
@@ -103,4 +106,9 @@ class Sweep:
     def _push(self, key: bytes, state: UserState) -> None:
         due_ms = deadline_ms(state, self._settings)
         if due_ms < self._horizon_ms:
-            heapq.heappush(self._heap, (due_ms, key))
+            self._put((due_ms, key))
+
+    def _put(self, due: Due) -> None:
+        if due not in self._waiting:
+            self._waiting.add(due)
+            heapq.heappush(self._heap, due)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +26,12 @@ def test_adding_times_one_by_one_keeps_the_newest(times_ms: list[int], keep: int
         times = times.then(time_ms, keep=keep)
 
     assert times.to_ms() == tuple(times_ms)[-keep:]
+
+
+@given(ascending | whole_seconds, st.integers(0, 4_000_000_000_000))
+def test_the_number_of_earlier_times_is_that_of_a_search_among_all_of_them(times_ms: list[int], at_ms: int) -> None:
+    for asked_ms in (at_ms, times_ms[0], times_ms[-1], times_ms[-1] + 1):
+        assert times_of(times_ms).before(asked_ms) == bisect_left(times_ms, asked_ms)
 
 
 def test_a_user_of_fifty_interactions_takes_less_than_600_bytes() -> None:
