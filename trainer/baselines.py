@@ -78,10 +78,9 @@ class Transitions(TransitionCounts):
         """Counts the step from the last item to the target."""
         self.count(events.last_N, events.target_N)
 
-    def ranks(self, events: Events, *, popular: Popular) -> Int[np.ndarray, " N"]:
-        """0 for the likeliest follower among what the user does not have."""
+    def ranks(self, events: Events, *, found: Successors, popular: Popular) -> Int[np.ndarray, " N"]:
+        """0 for the likeliest follower among what the user does not have; `found` is of `new_followers`."""
         share_R = popular.share_R()
-        found = self._new_followers(events)
         is_target_S = found.row_S == events.target_N[found.owner_S]
         target_count_N = np.zeros(len(events.target_N))
         target_count_N[found.owner_S[is_target_S]] = found.count_S[is_target_S]
@@ -92,10 +91,9 @@ class Transitions(TransitionCounts):
         counted_N = np.bincount(more_popular.owner_S, minlength=len(score_N))
         return np.where(target_count_N == 0, rank_N + popular.ranks(events) - counted_N, rank_N)
 
-    def best(self, events: Events, *, popular: Popular, k: int) -> Int[np.ndarray, "N K"]:
+    def best(self, events: Events, *, found: Successors, popular: Popular, k: int) -> Int[np.ndarray, "N K"]:
         """The k likeliest followers among what each user does not have, then the most popular; PADDING at the end."""
         share_R = popular.share_R()
-        found = self._new_followers(events)
         order_S = np.lexsort((found.row_S, -found.count_S - share_R[found.row_S], found.owner_S))
         count_N = np.bincount(found.owner_S, minlength=len(events.target_N))
         followers = np.split(found.row_S[order_S], np.cumsum(count_N))[:-1]
@@ -105,7 +103,7 @@ class Transitions(TransitionCounts):
             best_K[: len(rows)] = rows
         return best_NK
 
-    def _new_followers(self, events: Events) -> Successors:
+    def new_followers(self, events: Events) -> Successors:
         """What followed the last item and the user does not have."""
         found = self.followers(events.last_N)
         stride = int(max(found.row_S.max(initial=0), events.history_NT.max(initial=0))) + 1

@@ -95,10 +95,11 @@ def weighted(chain: Chain, weight_N: Float[np.ndarray, " N"]) -> Stretch:
 def collate(stretches: Iterable[Stretch], rows_of: Callable[[Sequence[str]], np.ndarray]) -> list[Group]:
     """One group of tensors, or none: the network drops their padding before it computes.
 
-    Positions without weight are no targets: what teaches nothing costs nothing.
+    Positions without weight, or whose item has no row, are no targets: what teaches nothing costs nothing.
     """
     known = [stretch for stretch in stretches if len(stretch.items) > 1]
-    return [_group(known, rows_of)] if known else []
+    groups = [_group(known, rows_of)] if known else []
+    return [group for group in groups if (group.target_BT != PADDING).any()]
 
 
 def _group(stretches: Sequence[Stretch], rows_of: Callable[[Sequence[str]], np.ndarray]) -> Group:

@@ -37,6 +37,7 @@ from trainer.restraints import restraints_of
 from trainer.settings import TrainerSettings
 from trainer.slates import collate_slates
 from trainer.step import Fault, Micro, Step, Stepped
+from trainer.waiting import Waiting
 from trainer.weights import Weigher, Weights
 
 REPLAYED_ITEMS_PER_POSITION = 2
@@ -116,6 +117,7 @@ class Learner:
             )
         self.guard = Guard()
         self.flood = Flood()
+        self.waiting = Waiting()
         self.examples_trained = 0
         self.trained_through_ms: int | None = None
         self.trained_through_arrival_ms: int | None = None
@@ -290,9 +292,18 @@ class Learner:
                 restraint.forget(fresh)
             warm_start(self.network, self.catalogue, neighbours_of(new, sequences))
 
+    def entitled(self, clicked: Iterable[str]) -> dict[str, None]:
+        """Of items that were clicked, in this order, those without a row that now get one."""
+        unknown = (item_id for item_id in clicked if self.catalogue.row_of(item_id) == PADDING)
+        return self.waiting.ready(unknown, after=self.settings.admit_after, most=self.settings.waiting_items)
+
     def _admit(self, clicks: Sequence[ClickExample]) -> None:
         sequences = [(*click.context, click.item_id) for click in clicks]
-        self.admit(dict.fromkeys(item for sequence in sequences for item in sequence), sequences=sequences)
+        seen = dict.fromkeys(item for sequence in sequences for item in sequence)
+        if self.settings.admit_after > 1:
+            entitled = self.entitled(click.item_id for click in clicks)
+            seen = {item: None for item in seen if item in entitled or self.catalogue.row_of(item) != PADDING}
+        self.admit(seen, sequences=sequences)
         last_N = self.catalogue.rows_of(click.context[-1] if click.context else "" for click in clicks)
         events = Events(last_N[:, None], self.catalogue.rows_of(click.item_id for click in clicks))
         self.catalogue.count_clicks(events.target_N)

@@ -205,10 +205,12 @@ class Prequential:
 
     def _baselines(self, events: Events, popular: Popular) -> tuple[Guess, Guess]:
         """In the order of RANKERS."""
+        found = self.transitions.new_followers(events)
         return (
             Guess(popular.ranks(events), popular.best(events, k=CUT)),
             Guess(
-                self.transitions.ranks(events, popular=popular), self.transitions.best(events, popular=popular, k=CUT)
+                self.transitions.ranks(events, found=found, popular=popular),
+                self.transitions.best(events, found=found, popular=popular, k=CUT),
             ),
         )
 

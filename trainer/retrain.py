@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from model.catalogue import PADDING
 from model.checkpoint import ServingModel, WrittenCheckpoint, read_serving
 from model.settings import ModelSettings
 from model.store import Place
@@ -102,17 +103,26 @@ def train(
 
 def _in_time_order(learner: Learner, states: Sequence[UserState]) -> Iterator[tuple[Events, Int[np.ndarray, " N"]]]:
     """Every click of the snapshot with the item before it, as rows, and when: oldest first, popularity forgets."""
-    learner.admit(dict.fromkeys(item for state in states for item in state.items))
-    rows = [learner.catalogue.rows_of(state.items) for state in states if state.items]
-    if not rows:
+    states = [state for state in states if state.items]
+    if not states:
         return
-    target_E = np.concatenate(rows)
-    before_E = np.concatenate([np.concatenate(([0], row_N[:-1])) for row_N in rows])
-    time_E = np.concatenate([state.times_ms for state in states if state.items])
+    time_E = np.concatenate([state.times_ms for state in states])
     order_E = np.argsort(time_E, kind="stable")
+    _admit(learner, [item for state in states for item in state.items], order_E)
+    rows = [learner.catalogue.rows_of(state.items) for state in states]
+    target_E = np.concatenate(rows)
+    before_E = np.concatenate([np.concatenate(([PADDING], row_N[:-1])) for row_N in rows])
     for start in range(0, len(order_E), EVENTS_AT_ONCE):
         part = order_E[start : start + EVENTS_AT_ONCE]
         yield Events(before_E[part][:, None], target_E[part]), time_E[part]
+
+
+def _admit(learner: Learner, clicked: Sequence[str], order_E: Int[np.ndarray, " E"]) -> None:
+    """Rows for what was clicked often enough; the last clicked counts as the most recently used."""
+    in_order = [clicked[place] for place in order_E.tolist()]
+    entitled = learner.entitled(in_order)
+    newest_first = [item_id for item_id in dict.fromkeys(reversed(in_order)) if item_id in entitled]
+    learner.admit(reversed(newest_first))
 
 
 def _catch_up(learner: Learner, settings: RetrainingSettings, cut: Cut, *, stop: threading.Event) -> Cut:

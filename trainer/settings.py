@@ -100,6 +100,12 @@ class TrainerSettings(Section):
     """Clicks after which a click counts half in the recently-popular baseline."""
     transition_pairs: Annotated[int, Field(ge=1)] = 2_000_000
     """Pairs of successive items that the item-to-item baseline remembers; 12 bytes each."""
+    admit_after: Annotated[int, Field(ge=1)] = 1
+    """Clicks on an item after which it gets a row of the item table; until then it is no item to the model. 1: also an
+    item that is only seen in a history gets one.
+    """
+    waiting_items: Annotated[int, Field(ge=0)] = 100_000
+    """Items below `admit_after` whose clicks are counted; the least recently clicked is forgotten past it."""
     max_items: Annotated[int, Field(ge=1)] = 1_000_000
     """Rows of the item table; the least recently used goes when another comes."""
     publish_seconds: Annotated[float, Field(gt=0.0)] = 1.0

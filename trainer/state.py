@@ -30,6 +30,7 @@ from trainer.guard import Guard
 from trainer.learner import Learner
 from trainer.replay import Replay
 from trainer.settings import TrainerSettings
+from trainer.waiting import Waiting
 from trainer.weights import Evidence, Weigher
 
 OPTIMISER = "optimiser."
@@ -48,6 +49,7 @@ class TrainerDocument(msgspec.Struct, frozen=True, kw_only=True):
     exposure: Exposure
     guard: Guard = msgspec.field(default_factory=Guard)
     flood: Flood = msgspec.field(default_factory=Flood)
+    waiting: Waiting = msgspec.field(default_factory=Waiting)
 
 
 class Resumed(NamedTuple):
@@ -77,6 +79,7 @@ def documents_of(learner: Learner, cut: Cut, boundaries: tuple[dict[int, int], .
         exposure=learner.exposure,
         guard=learner.guard,
         flood=learner.flood,
+        waiting=learner.waiting,
     )
     return {CATALOGUE: learner.catalogue.to_document(), TRAINER: msgspec.msgpack.encode(document)}
 
@@ -150,7 +153,7 @@ def _restore_document(learner: Learner, document: TrainerDocument) -> None:
     learner.replay = document.replay.bounded(
         max_users=learner.replay.max_users, max_items=learner.replay.max_items, choice=learner.replay.choice
     )
-    learner.guard, learner.flood = document.guard, document.flood
+    learner.guard, learner.flood, learner.waiting = document.guard, document.flood, document.waiting
     learner.exposure = msgspec.structs.replace(document.exposure, window=learner.exposure.window)
 
 

@@ -68,12 +68,13 @@ def test_transitions_rank_by_what_followed_the_last_item_and_then_by_popularity(
 
     for events in batches:
         expected = []
-        best_NK = transitions.best(events, popular=Popular(count_R), k=BEST)
+        found, popular = transitions.new_followers(events), Popular(count_R)
+        best_NK = transitions.best(events, found=found, popular=popular, k=BEST)
         for had, target, rows in zip(*map(np.ndarray.tolist, (*events, best_NK)), strict=True):
             scores = {row: (float(followed[had[-1]][row]), float(count_R[row])) for row in range(ROWS)}
             expected.append(rank(scores, set(had), target))
             assert is_best(rows, scores, set(had))
-        assert transitions.ranks(events, popular=Popular(count_R)).tolist() == expected
+        assert transitions.ranks(events, found=found, popular=popular).tolist() == expected
         count_R = decayed(count_R, events)
         transitions.learn(events)
         for last, target in zip(events.last_N.tolist(), events.target_N.tolist(), strict=True):

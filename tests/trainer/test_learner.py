@@ -25,7 +25,13 @@ from trainer.weights import Weigher, Weights
 
 MODEL = ModelSettings(max_length=8, units=16, blocks=1)
 TRAINER = TrainerSettings(
-    negatives=16, learning_rate=0.01, min_context=4, replay_users=10, popular_half_life=100.0, metric_window=200, metric_window_seconds=1e9
+    negatives=16,
+    learning_rate=0.01,
+    min_context=4,
+    replay_users=10,
+    popular_half_life=100.0,
+    metric_window=200,
+    metric_window_seconds=1e9,
 )
 
 
