@@ -9,7 +9,7 @@ Shapes: P positions, K negatives, R rows of the item table, D units, S slates.
 from __future__ import annotations
 
 import dataclasses
-import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from model.catalogue import PADDING
 from model.full_softmax import full_cross_entropy
+from model.native.rows import learns_natively
+from model.native.scores import native_scores
 
 GBCE_CALIBRATION = 0.75
 
@@ -60,17 +62,22 @@ def bce(positions: Positions) -> Float[Tensor, ""]:
 
 
 def gbce(positions: Positions, *, calibration: float = GBCE_CALIBRATION) -> Float[Tensor, ""]:
-    """`l = -(beta ln sigmoid(s_i) + sum_j ln(1 - sigmoid(s_j))) / (K + 1)` (Petrov & Macdonald 2023, eq. 17 and 21).
+    """`l = -(beta ln sigmoid(z_i) + sum_j ln(1 - sigmoid(z_j))) / (K + 1)` (Petrov & Macdonald 2023, eq. 17 and 21).
 
     `beta = a (t (1 - 1/a) + 1/a)` with the sampling rate a = K / (items - 1) and the calibration t: 0 is BCE, 1 gives
     probabilities as if every item had been a negative. Masked negatives count in K.
+
+    z = s + ln(beta / K): an item that nothing is known of is next with that odds. The paper leaves z = s; then every
+    score must first fall so far, which rows of the item table do together, along one direction, and what tells them
+    apart drowns in it. No rank depends on the constant. With K = 1 and t = 0 it is zero.
     """
     target_P, negative_PK, valid_PK = _scores(positions)
     count = negative_PK.shape[1]
     rate = min(1.0, count / max(1, positions.size - 2))
     beta = rate * (calibration * (1.0 - 1.0 / rate) + 1.0 / rate)
-    negative_P = torch.where(valid_PK, functional.softplus(negative_PK), 0.0).sum(dim=1)
-    return _weighted((beta * functional.softplus(-target_P) + negative_P) / (count + 1), positions)
+    start = math.log(beta / count)
+    negative_P = torch.where(valid_PK, functional.softplus(negative_PK + start), 0.0).sum(dim=1)
+    return _weighted((beta * functional.softplus(-(target_P + start)) + negative_P) / (count + 1), positions)
 
 
 def sampled_softmax(positions: Positions) -> Float[Tensor, ""]:
@@ -128,13 +135,28 @@ def _scores(positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
     negative = positions.negative
     if negative is None:
         raise ValueError("this loss needs negatives; draw some, or choose cross_entropy")
-    take = functools.partial(functional.embedding, weight=positions.item_RD, padding_idx=PADDING, sparse=True)
-    target_P = (positions.hidden_PD * take(positions.target_P)).sum(dim=1)
-    if negative.ndim == 1:
-        score_PK = positions.hidden_PD @ take(negative).T
-    else:
-        score_PK = torch.einsum("pd,pkd->pk", positions.hidden_PD, take(negative))
+    is_shared = negative.ndim == 1
+    choice_PC = positions.target_P[:, None]
+    if not is_shared:
+        choice_PC = torch.cat((choice_PC, negative), dim=1)
+    score_PC = _chosen(positions.hidden_PD, positions.item_RD, choice_PC)
+    target_P, score_PK = score_PC[:, 0], score_PC[:, 1:]
+    if is_shared:
+        score_PK = positions.hidden_PD @ _take(positions.item_RD, negative).T
     return target_P, score_PK, (negative != PADDING) & (negative != positions.target_P[:, None])
+
+
+def _chosen(
+    hidden_PD: Float[Tensor, "P D"], item_RD: Float[Tensor, "R D"], choice_PC: Int[Tensor, "P C"]
+) -> Float[Tensor, "P C"]:
+    """Scores of each position's own choices."""
+    if learns_natively(item_RD) and hidden_PD.dtype == torch.float32:
+        return native_scores(hidden_PD, item_RD, choice_PC)
+    return torch.einsum("pd,pcd->pc", hidden_PD, _take(item_RD, choice_PC))
+
+
+def _take(item_RD: Tensor, row: Tensor) -> Tensor:
+    return functional.embedding(row, item_RD, padding_idx=PADDING, sparse=True)
 
 
 def _log_q(positions: Positions) -> Tensor:

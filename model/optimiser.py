@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import get_total_norm
 
+from model.native.rows import Rates, RowState, adam_rows, learns_natively, merged
 from model.sasrec import SASRec
 
 BETAS = (0.9, 0.999)
@@ -65,8 +66,8 @@ class RowAdam:
             fused=True,
         )
         self.steps = 0
-        self._first_RD = torch.zeros_like(model.item_RD, requires_grad=False)
-        self._second_RD = torch.zeros_like(model.item_RD, requires_grad=False)
+        # First and second moments of a row side by side: one place in memory to look for, and not two.
+        self._moments_R2D = model.item_RD.new_zeros(model.capacity, 2, model.settings.units)
         self._began_R = torch.zeros(model.capacity, dtype=torch.int64, device=model.device)
         self._touched_R = torch.zeros(model.capacity, dtype=torch.int64, device=model.device)
 
@@ -88,16 +89,14 @@ class RowAdam:
     def grow(self) -> None:
         """Follows `SASRec.grow`; the state of known rows stays bit for bit."""
         missing = self._model.capacity - len(self._began_R)
-        self._first_RD = functional.pad(self._first_RD, (0, 0, 0, missing))
-        self._second_RD = functional.pad(self._second_RD, (0, 0, 0, missing))
+        self._moments_R2D = functional.pad(self._moments_R2D, (0, 0, 0, 0, 0, missing))
         self._began_R = functional.pad(self._began_R, (0, missing))
         self._touched_R = functional.pad(self._touched_R, (0, missing))
 
     def reset_rows(self, rows_F: Int[np.ndarray, " F"]) -> None:
         """Forgets what is known of rows that begin afresh."""
         rows = torch.from_numpy(rows_F).to(self._model.device)
-        self._first_RD[rows] = 0.0
-        self._second_RD[rows] = 0.0
+        self._moments_R2D[rows] = 0.0
         self._began_R[rows] = self.steps
         self._touched_R[rows] = self.steps
 
@@ -110,8 +109,8 @@ class RowAdam:
         """The state for a checkpoint, with the first `rows` rows of the item table."""
         tensors = {
             "steps": torch.tensor(self.steps),
-            "table.first_RD": self._first_RD[:rows],
-            "table.second_RD": self._second_RD[:rows],
+            "table.first_RD": self._moments_R2D[:rows, 0].contiguous(),
+            "table.second_RD": self._moments_R2D[:rows, 1].contiguous(),
             "table.began_R": self._began_R[:rows],
             "table.touched_R": self._touched_R[:rows],
         }
@@ -123,10 +122,8 @@ class RowAdam:
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Becomes the optimiser that gave `tensors`, for the same model."""
         self.steps = int(tensors["steps"])
-        self._first_RD, self._second_RD = (
-            self._padded(tensors["table.first_RD"]),
-            self._padded(tensors["table.second_RD"]),
-        )
+        stored = torch.stack((tensors["table.first_RD"], tensors["table.second_RD"]), dim=1)
+        self._moments_R2D = self._padded(stored)
         self._began_R, self._touched_R = (
             self._padded(tensors["table.began_R"]),
             self._padded(tensors["table.touched_R"]),
@@ -142,11 +139,14 @@ class RowAdam:
     def _table_gradient(self) -> _Rows:
         gradient = self._model.item_RD.grad
         if gradient is None:
-            return _Rows(self._touched_R[:0], self._first_RD[:0])
+            return _Rows(self._touched_R[:0], self._moments_R2D[:0, 0])
         if not gradient.is_sparse:
             return _Rows(torch.arange(gradient.shape[0], device=gradient.device), gradient)
-        gradient = gradient.coalesce()
-        return _Rows(gradient.indices()[0], gradient.values())
+        if gradient.is_coalesced() or not learns_natively(self._model.item_RD):
+            gradient = gradient.coalesce()
+            return _Rows(gradient.indices()[0], gradient.values())
+        row_N, value_ND = gradient._indices()[0], gradient._values()  # noqa: SLF001 - as they are, not coalesced
+        return _Rows(*merged(row_N, value_ND))
 
     def _shorten(self, gradients: list[Tensor], norm: float) -> None:
         if norm > self._max_norm:
@@ -160,16 +160,24 @@ class RowAdam:
         self._learn_rows(table.rows_U, table.gradient_UD)
 
     def _learn_rows(self, rows_U: Tensor, gradient_UD: Tensor) -> None:
+        if learns_natively(self._model.item_RD):
+            state = RowState(self._model.item_RD, self._moments_R2D, self._began_R, self._touched_R)
+            rates = Rates(self.learning_rate, *BETAS, EPSILON, self._weight_decay)
+            adam_rows(state, row_U=rows_U, gradient_UD=gradient_UD, steps=self.steps, rates=rates)
+        else:
+            self._learn_rows_by_torch(rows_U, gradient_UD)
+
+    def _learn_rows_by_torch(self, rows_U: Tensor, gradient_UD: Tensor) -> None:
+        """The definition of what the native kernel does."""
         beta1, beta2 = BETAS
         kind = gradient_UD.dtype
         # In float64, for 1 - 0.999 ** age loses four digits in float32.
         missed_U1 = (self.steps - self._touched_R[rows_U])[:, None].double()
         age_U1 = (self.steps - self._began_R[rows_U])[:, None].double()
-        first_UD = self._first_RD[rows_U].mul_((beta1**missed_U1).to(kind)).add_(gradient_UD, alpha=1 - beta1)
-        second_UD = self._second_RD[rows_U].mul_((beta2**missed_U1).to(kind))
+        first_UD = self._moments_R2D[rows_U, 0].mul_((beta1**missed_U1).to(kind)).add_(gradient_UD, alpha=1 - beta1)
+        second_UD = self._moments_R2D[rows_U, 1].mul_((beta2**missed_U1).to(kind))
         second_UD.addcmul_(gradient_UD, gradient_UD, value=1 - beta2)
-        self._first_RD[rows_U] = first_UD
-        self._second_RD[rows_U] = second_UD
+        self._moments_R2D[rows_U] = torch.stack((first_UD, second_UD), dim=1)
         self._touched_R[rows_U] = self.steps
         scale_UD = second_UD.sqrt_().mul_((1 - beta2**age_U1).rsqrt_().to(kind)).add_(EPSILON)
         first_UD.mul_((self.learning_rate / (1 - beta1**age_U1)).to(kind))

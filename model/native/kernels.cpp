@@ -5,7 +5,10 @@
 #include "block.h"
 #include "embedding.h"
 #include "last_norm.h"
+#include "newest.h"
 #include "probe.h"
+#include "rows.h"
+#include "scores.h"
 #include "softmax.h"
 
 extern "C" {
@@ -30,7 +33,19 @@ void native_norm_backward(const NormCall* call) { native::LastNorm(*call).backwa
 
 void native_softmax_gradients(const SoftmaxCall* call) { native::softmax_gradients(*call); }
 
+int64_t native_sort_rows(const SortCall* call) { return native::sort_rows(*call); }
+
+void native_merge_rows(const MergeCall* call) { native::merge_rows(*call); }
+
+void native_adam_rows(const AdamCall* call) { native::RowsAdam(*call).learn(); }
+
+void native_scores_forward(const ScoresCall* call) { native::scores_forward(*call); }
+
+void native_scores_backward(const ScoresCall* call) { native::scores_backward(*call); }
+
 void native_best(const BestCall* call) { native::best_of(*call); }
+
+void native_newest(const NewestCall* call) { native::Newest(*call).find(); }
 
 void native_probe(const ProbeCall* call) { native::probe(*call); }
 

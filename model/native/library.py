@@ -62,12 +62,62 @@ class SoftmaxCall(ctypes.Structure):
     )
 
 
+class SortCall(ctypes.Structure):
+    """`struct SortCall` of rows.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("entries", "padding")),
+        *((name, _POINTER) for name in ("rows", "order", "unique", "starts")),
+    )
+
+
+class MergeCall(ctypes.Structure):
+    """`struct MergeCall` of rows.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("unique", "units", "threads")),
+        *((name, _POINTER) for name in ("order", "starts", "values", "sums")),
+    )
+
+
+class AdamCall(ctypes.Structure):
+    """`struct AdamCall` of rows.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("touched", "units", "threads", "steps")),
+        *((name, ctypes.c_double) for name in ("rate", "beta1", "beta2", "epsilon", "decay")),
+        *((name, _POINTER) for name in ("rows", "gradient", "table", "moments", "began", "last")),
+    )
+
+
+class ScoresCall(ctypes.Structure):
+    """`struct ScoresCall` of scores.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("positions", "choices", "units", "threads", "unique")),
+        *((name, _POINTER) for name in ("hidden", "items", "rows", "scores", "given", "order", "starts")),
+        *((name, _POINTER) for name in ("hidden_gradient", "item_gradient")),
+    )
+
+
 class BestCall(ctypes.Structure):
     """`struct BestCall` of best.h."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("users", "columns", "first", "keep", "excluded_columns", "threads")),
         *((name, _POINTER) for name in ("scores", "live", "excluded", "keys", "counts")),
+    )
+
+
+class NewestCall(ctypes.Structure):
+    """`struct NewestCall` of newest.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("sequences", "units", "heads", "pre_norm", "threads", "blocks")),
+        ("max_length", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        *((name, _POINTER) for name in ("lengths", "rows", "items", "places", "weights", "norm_weight", "norm_bias")),
+        ("output", _POINTER),
     )
 
 
@@ -109,9 +159,11 @@ class Kernels:
         library.native_block_saved.restype = ctypes.c_int64
         library.native_block_saved.argtypes = [ctypes.c_int64] * 4
         names = [f"{name}_{way}" for name in ("block", "embedding", "norm") for way in ("forward", "backward")]
-        for name in (*names, "softmax_gradients", "best", "probe"):
+        names += ["scores_forward", "scores_backward", "merge_rows", "adam_rows"]
+        for name in (*names, "softmax_gradients", "best", "newest", "probe"):
             function = getattr(library, f"native_{name}")
             function.restype, function.argtypes = None, [_POINTER]
+        library.native_sort_rows.restype, library.native_sort_rows.argtypes = ctypes.c_int64, [_POINTER]
 
     def saved_for_block(self, sequences: Sequences, *, units: int, heads: int) -> Tensor:
         """Room for what a block's backward pass needs."""
@@ -145,9 +197,34 @@ class Kernels:
         """Turns `scores` into gradients, fills `losses`."""
         self._library.native_softmax_gradients(ctypes.byref(call))
 
+    def sort_rows(self, call: SortCall) -> int:
+        """Fills `order`, `unique` and `starts`; says how many rows there are."""
+        unique: int = self._library.native_sort_rows(ctypes.byref(call))
+        return unique
+
+    def merge_rows(self, call: MergeCall) -> None:
+        """Fills `sums`."""
+        self._library.native_merge_rows(ctypes.byref(call))
+
+    def adam_rows(self, call: AdamCall) -> None:
+        """Changes `table`, `moments` and `last`."""
+        self._library.native_adam_rows(ctypes.byref(call))
+
+    def scores_forward(self, call: ScoresCall) -> None:
+        """Fills `scores`."""
+        self._library.native_scores_forward(ctypes.byref(call))
+
+    def scores_backward(self, call: ScoresCall) -> None:
+        """Fills both gradients."""
+        self._library.native_scores_backward(ctypes.byref(call))
+
     def best(self, call: BestCall) -> None:
         """Adds to `keys` and `counts`."""
         self._library.native_best(ctypes.byref(call))
+
+    def newest(self, call: NewestCall) -> None:
+        """Fills `output`, where a sequence is not empty."""
+        self._library.native_newest(ctypes.byref(call))
 
     def probe(self, call: ProbeCall) -> None:
         """Fills `keys` and `counts`."""
@@ -162,6 +239,11 @@ def address(tensor: Tensor) -> int:
 
 
 def addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    """Those of a block's weights or gradients, in the order of `enum Weight` in block.h."""
-    assert len(tensors) == _WEIGHTS
-    return (_POINTER * _WEIGHTS)(*map(address, tensors))
+    """Those of a block's weights or gradients, in the order of `enum Weight` in weights.h."""
+    return addresses_of_blocks([tensors])
+
+
+def addresses_of_blocks(blocks: Sequence[Sequence[Tensor]]) -> ctypes.Array[ctypes.c_void_p]:
+    """The same of several blocks, one after another."""
+    assert all(len(tensors) == _WEIGHTS for tensors in blocks)
+    return (_POINTER * (_WEIGHTS * len(blocks)))(*(address(tensor) for tensors in blocks for tensor in tensors))

@@ -72,11 +72,27 @@ def test_gbce_without_calibration_is_bce_over_all_k_plus_one() -> None:
     assert float(loss) == pytest.approx((softplus(-2) + softplus(1)) / 2)
 
 
-def test_gbce_weighs_the_target_by_beta() -> None:
+def test_gbce_weighs_the_target_by_beta_and_begins_at_its_odds() -> None:
     """Three items, so one negative of the two possible: a = 1/2, and beta = a (0.75 (1 - 2) + 2) = 0.625."""
+    start = math.log(0.625)
+
     loss = gbce(by_hand(negative=torch.tensor([[2]])), calibration=0.75)
 
-    assert float(loss) == pytest.approx((0.625 * softplus(-2) + softplus(1)) / 2)
+    assert float(loss) == pytest.approx((0.625 * softplus(-2 - start) + softplus(1 + start)) / 2)
+
+
+def test_from_equal_scores_gbce_moves_none_but_the_difference() -> None:
+    """Else all scores fall together at first, and rows that all do the same are told apart no more."""
+    item_RD = torch.ones(10, 4, dtype=torch.float64)
+    hidden_PD = torch.zeros(5, 4, dtype=torch.float64, requires_grad=True)
+    drawn = torch.randint(1, 7, (5, 6), generator=torch.Generator().manual_seed(1))
+    level = dataclasses.replace(
+        positions(), hidden_PD=hidden_PD, item_RD=item_RD, negative=drawn, target_P=torch.full((5,), 7)
+    )
+
+    torch.autograd.backward(gbce(level))
+
+    torch.testing.assert_close(hidden_PD.grad, torch.zeros_like(hidden_PD))
 
 
 def test_sampled_softmax_takes_the_expected_count_of_each_negative_off_its_score() -> None:
