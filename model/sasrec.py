@@ -26,6 +26,7 @@ from model.catalogue import PADDING
 from model.dropout import Dropout
 from model.lengths import Packed, length_groups, packed
 from model.native.functions import Shape, native_block, native_embedding, native_norm, runs_natively
+from model.native.newest import Weights, newest_natively
 from model.settings import ModelSettings
 
 INITIAL_SCALE = 0.02
@@ -82,12 +83,16 @@ class Block(nn.Module):
         self, input_PD: Float[Tensor, "P D"], sequences: Packed, dropout: Dropout | None
     ) -> Float[Tensor, "Q D"]:
         """The same, for the last positions of packed sequences, by the native kernels."""
-        weights = (
+        return native_block(input_PD, self.weights, sequences, self.shape, dropout)
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """In the order of `enum Weight` in model/native/weights.h."""
+        return (
             *(self.attention_norm.weight, self.attention_norm.bias, self.query_key_value.weight),
             *(self.forward_norm.weight, self.forward_norm.bias),
             *(self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias),
         )
-        return native_block(input_PD, weights, sequences, self.shape, dropout)
 
     def _attend(self, normed_BTD: Tensor, slots: Slots) -> Tensor:
         """Queries of the slots that ask, keys and values of all."""
@@ -197,6 +202,9 @@ class SASRec(nn.Module):
     @torch.inference_mode()
     def encode_last(self, rows_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
         """The hidden state at the newest item, for prediction; zero where there is none."""
+        if rows_BT.shape[1] <= self.settings.max_length and self._finds_newest_natively:
+            is_item_BT = rows_BT != PADDING
+            return newest_natively(self._native_weights(), row_P=rows_BT[is_item_BT], length_B=is_item_BT.sum(dim=1))
         is_known_B = (rows_BT != PADDING).any(dim=1)
         hidden_BD = self.item_RD.new_zeros(len(rows_BT), self.settings.units)
         hidden_BD[is_known_B] = self.encode(packed(rows_BT[is_known_B]).newest())
@@ -244,6 +252,22 @@ class SASRec(nn.Module):
             hidden_PD = block.packed(hidden_PD, sequences, dropout)
         hidden_QD = hidden_PD if self.blocks else hidden_PD[sequences.outputs()]
         return native_norm(hidden_QD, self.final_norm) if isinstance(self.final_norm, nn.LayerNorm) else hidden_QD
+
+    @property
+    def _finds_newest_natively(self) -> bool:
+        return bool(self.blocks) and runs_natively(self.item_RD, heads=self.settings.heads)
+
+    def _native_weights(self) -> Weights:
+        norm = self.final_norm
+        return Weights(
+            item_RD=self.item_RD,
+            position_TD=self.position_TD,
+            blocks=[block.weights for block in self._blocks()],
+            final_norm=(norm.weight, norm.bias) if isinstance(norm, nn.LayerNorm) else None,
+            heads=self.settings.heads,
+            is_pre_norm=self.settings.norm == "pre",
+            item_scale=self._item_scale,
+        )
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

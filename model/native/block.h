@@ -11,7 +11,7 @@
 
 #include "attention.h"
 #include "dropout.h"
-#include "norm.h"
+#include "weights.h"
 
 extern "C" {
 struct BlockCall {
@@ -31,13 +31,6 @@ struct BlockCall {
 }
 
 namespace native {
-
-enum Weight { kNorm1Weight, kNorm1Bias, kProjection, kNorm2Weight, kNorm2Bias, kInner, kInnerBias, kOuter, kOuterBias };
-
-// Rows of a matrix, and room for more of them than are used.
-using Room = std::vector<float>;
-
-inline size_t room(long rows, long width) { return static_cast<size_t>(rows * width); }
 
 struct Chunk {
     long sequence, end;      // sequences [sequence, end)
@@ -101,12 +94,10 @@ void in_parallel(long shares, long threads, const Make& make, const Work& work) 
     for (auto& other : others) other.join();
 }
 
-class Block {
+class Block : BlockWeights {
   public:
     explicit Block(const BlockCall& call)
-        : call_(call), units_(call.units), heads_(call.heads), head_(call.units / call.heads), width_(padded(units_)),
-          head_width_(padded(head_)), wide_(heads_ * head_width_), scale_(1.0f / std::sqrt(static_cast<float>(head_))),
-          shares_(shares_of(call)) {
+        : BlockWeights(call.weights, call.units, call.heads), call_(call), shares_(shares_of(call)) {
         for (long sequence = 0; sequence < call.sequences; ++sequence) {
             positions_ += call.lengths[sequence];
             outputs_ += call.lasts[sequence];
@@ -130,7 +121,6 @@ class Block {
         joined_ = take(outputs_, width_);
         inner_ = take(outputs_, width_);
         sum_ = take(outputs_, width_);
-        pack();
     }
 
     static long saved_size(long positions, long outputs, long units, long heads) {
@@ -171,41 +161,6 @@ class Block {
         Attention attention;
         Room input, normed, asking, change, more, other, heads, query, key_value, factors;
     };
-
-    // ---- weights, padded and turned as the products want them ----
-
-    void pack() {
-        projection_.assign(room(3 * wide_, width_), 0.0f);       // W x D, as the gradient goes back
-        projection_turned_.assign(room(width_, 3 * wide_), 0.0f);  // D x W, as the input goes forward
-        for (long part = 0; part < 3; ++part)
-            for (long head = 0; head < heads_; ++head)
-                for (long unit = 0; unit < head_; ++unit) {
-                    const float* from = call_.weights[kProjection] + (part * units_ + head * head_ + unit) * units_;
-                    const long row = part * wide_ + head * head_width_ + unit;
-                    for (long in = 0; in < units_; ++in) {
-                        const float weight = part == 0 ? from[in] * scale_ : from[in];
-                        projection_[room(row, width_) + static_cast<size_t>(in)] = weight;
-                        projection_turned_[room(in, 3 * wide_) + static_cast<size_t>(row)] = weight;
-                    }
-                }
-        pack_square(call_.weights[kInner], inner_weight_, inner_turned_);
-        pack_square(call_.weights[kOuter], outer_weight_, outer_turned_);
-        for (const Weight which : {kNorm1Weight, kNorm1Bias, kNorm2Weight, kNorm2Bias, kInnerBias, kOuterBias}) {
-            vectors_[which].assign(static_cast<size_t>(width_), 0.0f);
-            std::copy_n(call_.weights[which], units_, vectors_[which].begin());
-        }
-    }
-
-    void pack_square(const float* from, Room& same, Room& turned) const {
-        same.assign(room(width_, width_), 0.0f);
-        turned.assign(room(width_, width_), 0.0f);
-        for (long out = 0; out < units_; ++out)
-            for (long in = 0; in < units_; ++in)
-                turned[room(in, width_) + static_cast<size_t>(out)] = same[room(out, width_) + static_cast<size_t>(in)] =
-                    from[out * units_ + in];
-    }
-
-    Norm norm(Weight weight, Weight bias) const { return {vectors_[weight].data(), vectors_[bias].data()}; }
 
     Dropout dropout(long place) const {
         return Dropout(call_.seed, call_.site + place, static_cast<uint32_t>(call_.dropped),
@@ -308,19 +263,6 @@ class Block {
                 }
             std::fill(to + units_, to + width_, 0.0f);
         });
-    }
-
-    void linear(long rows, const float* input, const Room& weight, float* output) const {
-        product(rows, width_, units_, {input, width_, 1}, weight.data(), width_, output, width_);
-    }
-
-    void add_bias_and_clip(long rows, float* inner) const {
-        const float* bias = vectors_[kInnerBias].data();
-        for (long row = 0; row < rows; ++row, inner += width_)
-            for (long at = 0; at < width_; at += kLanes) {
-                const Vector value = load(inner + at) + load(bias + at);
-                store(inner + at, value < Vector{} ? Vector{} : value);
-            }
     }
 
     // `change` becomes `residual` + dropout(`change` + bias).
@@ -477,13 +419,9 @@ class Block {
     }
 
     const BlockCall& call_;
-    long units_, heads_, head_, width_, head_width_, wide_;
-    float scale_;
     std::vector<Share> shares_;
     long positions_ = 0, outputs_ = 0, most_positions_ = 0, longest_ = 0;
     float *key_value_, *query_, *attended_, *log_sum_, *joined_, *inner_, *sum_;
-    Room projection_, projection_turned_, inner_weight_, inner_turned_, outer_weight_, outer_turned_;
-    Room vectors_[9];
 };
 
 }  // namespace native
