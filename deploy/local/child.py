@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 MAX_LOG_BYTES = 10 << 20
 TAIL_BYTES = 8_192
+MAX_NICENESS = 19
 SHOWN_CHARACTERS = 160
 
 
@@ -43,13 +44,15 @@ class Child:
     Its standard input is a pipe that closes when the supervisor ends: see `tether`.
     """
 
-    def __init__(self, command: Sequence[str], *, log: Path) -> None:
+    def __init__(self, command: Sequence[str], *, log: Path, niceness: int = 0) -> None:
         self._log = log
         self._killed_because: str | None = None
         with _appended(log) as output:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
+        if niceness:
+            _give_way(self._process.pid, niceness)
 
     @property
     def pid(self) -> int:
@@ -88,6 +91,12 @@ class Child:
     def _close_pipe(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
+
+
+def _give_way(pid: int, niceness: int) -> None:
+    """Before it has threads of its own: those inherit it, and so do its children."""
+    with contextlib.suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, min(os.getpriority(os.PRIO_PROCESS, 0) + niceness, MAX_NICENESS))
 
 
 def last_line(log: Path) -> str:

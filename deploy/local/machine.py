@@ -26,6 +26,8 @@ from stream.topics import CLICKS, IMPRESSIONS
 KAFKA = "kafka"
 AUDIENCE = "audience"
 KAFKA_STOP_SECONDS = 2.0
+LEARNING = {"trainer", "scheduler"}
+"""What learns, itself or, as the scheduler, in processes that it starts."""
 
 
 class Machine:
@@ -176,4 +178,5 @@ class Machine:
             "--state-directory", str(self.settings.state.directory),
         )  # fmt: skip
         command = (sys.executable, "-m", "deploy.cli", "--tethered", *self._arguments, *options, "run", kind)
-        self._supervisor.start(Program(name, kind, (*command, "--name", name)))
+        niceness = self.settings.supervisor.learning_niceness if kind in LEARNING else 0
+        self._supervisor.start(Program(name, kind, (*command, "--name", name), niceness))

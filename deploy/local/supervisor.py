@@ -25,6 +25,8 @@ class Program(NamedTuple):
     name: str
     kind: str
     command: Sequence[str]
+    niceness: int = 0
+    """By how much it gives way to this process and to the other programs."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -118,7 +120,7 @@ class Supervisor:
         return self._logs / f"{name}.log"
 
     def _launch(self, kept: Kept) -> None:
-        kept.child = Child(kept.program.command, log=self.log_of(kept.program.name))
+        kept.child = Child(kept.program.command, log=self.log_of(kept.program.name), niceness=kept.program.niceness)
         kept.started_at_seconds = self._clock()
 
     def _notice(self, kept: Kept, child: Child) -> None:

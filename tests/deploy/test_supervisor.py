@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -85,6 +86,22 @@ def test_a_killed_process_is_started_again_after_the_wait_and_the_signal_is_name
     assert still == "waiting"
     assert (after.state, after.restarts) == ("running", 1)
     assert after.pid != first
+
+
+def test_a_program_that_gives_way_does_so_with_its_threads_and_children(
+    supervisor: Supervisor, wait_until: Wait, tmp_path: Path
+) -> None:
+    child = "import os; print(os.nice(0))"
+    of_thread = f"lambda: subprocess.run([sys.executable, '-I', '-c', {child!r}])"
+    code = f"import subprocess, sys, threading\nthreading.Thread(target={of_thread}).start()\n{ENDLESS}"
+
+    supervisor.start(python("trainer", code)._replace(niceness=7))
+    supervisor.start(python("stream", code))
+    wait_until(lambda: all(last_line(tmp_path / f"{name}.log") for name in ("trainer", "stream")))
+    said = [last_line(tmp_path / f"{name}.log") for name in ("trainer", "stream")]
+
+    own = os.nice(0)
+    assert said == [str(min(own + 7, 19)), str(own)]
 
 
 def test_a_process_that_dies_says_its_exit_status_and_its_last_words(supervisor: Supervisor, wait_until: Wait) -> None:
