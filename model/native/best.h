@@ -14,6 +14,14 @@ struct BestCall {
     uint64_t* keys;           // users x 2 * keep: what was found so far, then what is found here
     int64_t* counts;          // users: keys that stand there
 };
+
+struct OrderCall {
+    int64_t users, keep, threads;
+    uint64_t* keys;         // users x 2 * keep; sorted afterwards
+    const int64_t* counts;  // users
+    float* scores;          // users x keep, as they are where fewer were found
+    int64_t* rows;          // users x keep, the same
+};
 }
 
 namespace native {
@@ -34,10 +42,13 @@ inline float score_of(uint64_t key) {
     return score;
 }
 
+inline int64_t item_of(uint64_t key) { return 0xFFFFFFFFu - static_cast<uint32_t>(key); }
+
 // The highest scores so far, each with its item; whenever the room for twice as many is full, half of it goes.
 class Kept {
   public:
-    Kept(uint64_t* keys, long count, long keep) : keys_(keys), count_(count), keep_(keep) {
+    // Nothing up to `least` is wanted.
+    Kept(uint64_t* keys, long count, long keep, float least = -INFINITY) : keys_(keys), count_(count), keep_(keep), least_(least) {
         if (count_ == keep_) least_ = score_of(*std::min_element(keys_, keys_ + count_));
     }
 
@@ -64,19 +75,48 @@ class Kept {
 
     uint64_t* keys_;
     long count_, keep_;
-    float least_ = -INFINITY;
+    float least_;
 };
 
 class Best {
   public:
     Best(const BestCall& call, long user)
-        : call_(call), best_(call.keys + user * 2 * call.keep, call.counts[user], call.keep),
-          scores_(call.scores + user * call.columns) {
+        : call_(call), keys_(call.keys + user * 2 * call.keep), before_(call.counts[user]),
+          best_(keys_, before_, call.keep), scores_(call.scores + user * call.columns) {
         exclude(call.excluded + user * call.excluded_columns);
     }
 
-    // Collects what beats the least of the best so far.
+    // Collects what beats the least of the best so far. Where there are not so many yet, a guess from a sample keeps most
+    // of the others out; where it kept out too much, all is looked at.
     long add() {
+        if (before_ == 0 && call_.columns >= kGuessFrom * call_.keep) {
+            best_ = Kept(keys_, 0, call_.keep, guess());
+            const long count = collect();
+            if (count == call_.keep) return count;
+            best_ = Kept(keys_, 0, call_.keep);
+        }
+        return collect();
+    }
+
+  private:
+    static constexpr long kTogether = 8 * kLanes;
+    static constexpr long kGuessFrom = 4;
+    static constexpr long kSample = 256;
+
+    // A score that, by a sample, somewhat more than the wanted number are above.
+    float guess() const {
+        float sample[kSample];
+        for (long nth = 0; nth < kSample; ++nth) {
+            const long column = nth * call_.columns / kSample;
+            sample[nth] = call_.live[call_.first + column] ? scores_[column] : -INFINITY;
+        }
+        const float expected = static_cast<float>(kSample * call_.keep) / static_cast<float>(call_.columns);
+        const long rank = std::min(kSample - 1, static_cast<long>(expected + 2.0f * std::sqrt(expected)) + 1);
+        std::nth_element(sample, sample + rank, sample + kSample, std::greater<float>());
+        return sample[rank];
+    }
+
+    long collect() {
         long column = 0;
         for (; column + kTogether <= call_.columns; column += kTogether) {
             Vector most = load(scores_ + column);
@@ -91,9 +131,6 @@ class Best {
         return best_.finish();
     }
 
-  private:
-    static constexpr long kTogether = 8 * kLanes;
-
     void exclude(const int64_t* item) {
         for (const int64_t* end = item + call_.excluded_columns; item < end; ++item) {
             const int64_t column = *item - call_.first;
@@ -107,6 +144,8 @@ class Best {
     }
 
     const BestCall& call_;
+    uint64_t* keys_;
+    long before_;
     Kept best_;
     float* scores_;
 };
@@ -114,6 +153,19 @@ class Best {
 inline void best_of(const BestCall& call) {
     const auto nothing = [] { return 0; };
     in_parallel(call.users, call.threads, nothing, [&](long user, int) { call.counts[user] = Best(call, user).add(); });
+}
+
+// Scores and rows, best first.
+inline void in_order(const OrderCall& call) {
+    const auto nothing = [] { return 0; };
+    in_parallel(call.users, call.threads, nothing, [&](long user, int) {
+        uint64_t* keys = call.keys + user * 2 * call.keep;
+        std::sort(keys, keys + call.counts[user], std::greater<uint64_t>());
+        for (long nth = 0; nth < call.counts[user]; ++nth) {
+            call.scores[user * call.keep + nth] = score_of(keys[nth]);
+            call.rows[user * call.keep + nth] = item_of(keys[nth]);
+        }
+    });
 }
 
 }  // namespace native

@@ -5,17 +5,15 @@ Shapes: B users, C items of a part, E excluded, K best, J room for as many again
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from model.catalogue import PADDING
 from model.native.functions import kernels
-from model.native.library import BestCall, address
+from model.native.library import BestCall, OrderCall, address
 
 _SCORES_WORTH_A_THREAD = 1 << 17
-_LOW, _TOP, _REST = np.uint64(0xFFFFFFFF), np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
 MOST_ROWS = 1 << 32
 """Items that a key has room for beside the score."""
 
@@ -66,15 +64,20 @@ class NativeBest:
 def in_order(
     key_BJ: Int[Tensor, "B J"], count_B: Int[Tensor, " B"], *, k: int
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
-    """What the keys of `best.h` stand for, the highest score first."""
-    is_found_BK = np.arange(k) < count_B.numpy()[:, None]
-    key_BK = np.where(is_found_BK, key_BJ.numpy().view(np.uint64)[:, :k], np.uint64(0))
-    key_BK = np.sort(key_BK, axis=1)[:, ::-1]
-    bits_BK = (key_BK >> np.uint64(32)).astype(np.uint32)
-    score_BK = np.where(bits_BK & _TOP, bits_BK & _REST, ~bits_BK).view(np.float32)
-    row_BK = (_LOW - (key_BK & _LOW)).astype(np.int64)
-    is_found_BK = key_BK != 0
-    return (
-        torch.from_numpy(np.where(is_found_BK, score_BK, np.float32(-np.inf))),
-        torch.from_numpy(np.where(is_found_BK, row_BK, PADDING)),
+    """What the keys of `best.h` stand for, the highest score first; -inf and PADDING behind."""
+    found = kernels()
+    assert found is not None, "who has keys has kernels"
+    users = len(count_B)
+    score_BK, row_BK = torch.full((users, k), -torch.inf), torch.full((users, k), PADDING)
+    found.in_order(
+        OrderCall(
+            users=users,
+            keep=k,
+            threads=torch.get_num_threads() if users * k >= _SCORES_WORTH_A_THREAD else 1,
+            keys=address(key_BJ),
+            counts=address(count_B),
+            scores=address(score_BK),
+            rows=address(row_BK),
+        )
     )
+    return score_BK, row_BK

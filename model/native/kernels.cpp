@@ -45,6 +45,8 @@ void native_scores_backward(const ScoresCall* call) { native::scores_backward(*c
 
 void native_best(const BestCall* call) { native::best_of(*call); }
 
+void native_in_order(const OrderCall* call) { native::in_order(*call); }
+
 void native_newest(const NewestCall* call) { native::Newest(*call).find(); }
 
 void native_probe(const ProbeCall* call) { native::probe(*call); }

@@ -109,6 +109,15 @@ class BestCall(ctypes.Structure):
     )
 
 
+class OrderCall(ctypes.Structure):
+    """`struct OrderCall` of best.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("users", "keep", "threads")),
+        *((name, _POINTER) for name in ("keys", "counts", "scores", "rows")),
+    )
+
+
 class NewestCall(ctypes.Structure):
     """`struct NewestCall` of newest.h."""
 
@@ -160,7 +169,7 @@ class Kernels:
         library.native_block_saved.argtypes = [ctypes.c_int64] * 4
         names = [f"{name}_{way}" for name in ("block", "embedding", "norm") for way in ("forward", "backward")]
         names += ["scores_forward", "scores_backward", "merge_rows", "adam_rows"]
-        for name in (*names, "softmax_gradients", "best", "newest", "probe"):
+        for name in (*names, "softmax_gradients", "best", "in_order", "newest", "probe"):
             function = getattr(library, f"native_{name}")
             function.restype, function.argtypes = None, [_POINTER]
         library.native_sort_rows.restype, library.native_sort_rows.argtypes = ctypes.c_int64, [_POINTER]
@@ -221,6 +230,10 @@ class Kernels:
     def best(self, call: BestCall) -> None:
         """Adds to `keys` and `counts`."""
         self._library.native_best(ctypes.byref(call))
+
+    def in_order(self, call: OrderCall) -> None:
+        """Sorts `keys`, fills the beginning of `scores` and `rows`."""
+        self._library.native_in_order(ctypes.byref(call))
 
     def newest(self, call: NewestCall) -> None:
         """Fills `output`, where a sequence is not empty."""
