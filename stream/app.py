@@ -26,6 +26,7 @@ from stream.topics import SEQUENCES
 from stream.watchdog import progress_of, watch
 from stream.worker import StreamWorker
 
+GROUP = "stream"
 QUEUED_CHUNKS = 4
 SESSION_SECONDS = 6.0
 HEARTBEAT_SECONDS = 1.5
@@ -40,7 +41,7 @@ def create_app(kafka: KafkaSettings, stream: StreamSettings, directory: Path, *,
     for name in [name for name in codecs if name.startswith("pickle")]:
         del codecs[name]  # whoever can write to a topic must not be able to run code here
     return faust.App(
-        kafka.group("stream"),
+        kafka.group(GROUP),
         broker=[URL(f"{chunks.SCHEME}://{server}") for server in kafka.bootstrap_servers.split(",")],
         datadir=directory,
         store="rocksdb://",
@@ -98,10 +99,11 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     app = create_app(kafka, stream, directory, instance=instance)
-    async with BatchProducer(kafka) as producer:
+    async with BatchProducer(kafka, GROUP) as producer:
+        chunks.take_over_with(app, producer.take_over)
         store = StateStore(add_table(app, kafka), stream)
         chunks.restore_with(app, Recovery(app, store).restore)
-        add_agent(app, kafka, lambda: worker(kafka, stream, producer=producer, store=store))
+        add_agent(app, kafka, stream, lambda: worker(kafka, stream, producer=producer, store=store))
         watch(lambda: progress_of(app), patience_seconds=stream.stall_seconds)
         await _run_until(stop, app, on_ready)
 
@@ -152,11 +154,13 @@ def add_table(app: faust.App, kafka: KafkaSettings) -> Any:  # noqa: ANN401 - Fa
     )
 
 
-def add_agent(app: faust.App, kafka: KafkaSettings, make_worker: Callable[[], StreamWorker]) -> None:
+def add_agent(
+    app: faust.App, kafka: KafkaSettings, stream: StreamSettings, make_worker: Callable[[], StreamWorker]
+) -> None:
     """One agent over all input topics: chunks are handled one by one, whichever topic they came from."""
     topics = [kafka.topic(name) for name in SOURCES]
     inputs = app.topic(*topics, key_serializer="raw", value_serializer="raw", maxsize=QUEUED_CHUNKS)
 
     @app.agent(inputs, name="stream")  # type: ignore[untyped-decorator] # Faust has no types
-    async def agent(stream: Any) -> None:  # noqa: ANN401 - Faust's stream
-        await Reader(app, kafka, make_worker()).read(stream)
+    async def agent(chunks: Any) -> None:  # noqa: ANN401 - Faust's stream
+        await Reader(app, kafka, make_worker(), patience_seconds=stream.stall_seconds / 2).read(chunks)

@@ -23,7 +23,7 @@ lies between was fetched and then dropped, and comes again after a restart.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -50,7 +50,11 @@ Record = TypeVar("Record", bound=RawRecord)
 Restore = Callable[[TP, Sequence[Any]], None]
 """Takes over records of a changelog partition, in their order, some of them perhaps for the second time."""
 
+TakeOver = Callable[[set[int]], Awaitable[None]]
+"""Keeps whoever had partition numbers before from writing; awaited before anything is read of them."""
+
 _RESTORERS: WeakKeyDictionary[Any, Restore] = WeakKeyDictionary()
+_TAKE_OVERS: WeakKeyDictionary[Any, TakeOver] = WeakKeyDictionary()
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -105,6 +109,8 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         self._fetched: dict[TP, int] = {}
         self._finished: dict[TP, int] = {}
         self._required: dict[TP, int] = {}
+        self._handed_over: dict[TP, int] = {}
+        """Where the fetcher stood when nothing taken from it was on its way between the threads."""
         self._is_rewinding = False
         self._seeks = 0
         self._chunk_records: int = self.app.conf.broker_max_poll_records or DEFAULT_CHUNK_RECORDS
@@ -127,7 +133,16 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
 
     def has_more(self, tp: TP, read: int | None) -> bool:
         """Whether records behind offset `read` are on their way, or on the broker, or nobody has said yet."""
-        return self.is_coming(tp, read) or self._thread.has_more(tp)
+        return self.is_coming(tp, read) or self._is_between_threads(tp) or self._thread.has_more(tp)
+
+    def _is_between_threads(self, tp: TP) -> bool:
+        """Whether something was taken from the fetcher since, records or not, and nobody here has seen it yet."""
+        reached: int = self._thread.reached(tp)
+        return reached > self._handed_over.get(tp, reached)
+
+    def _see_all_of(self, tps: Iterable[TP]) -> None:
+        for tp in tps:
+            self._handed_over[tp] = self._thread.reached(tp)
 
     def hold(self, message: Any) -> None:  # noqa: ANN401 - Faust's message
         """Lets a rebalance wait for the message, which is being handled."""
@@ -171,6 +186,16 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
             self._required.pop(tp, None)
         await super().on_partitions_revoked(revoked)
 
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Keeps others from writing before tables look how far their changelogs reach."""
+        take_over = _TAKE_OVERS.get(self.app)
+        try:
+            if take_over is not None and not (self.app.should_stop or self.app.crashed):
+                await take_over({tp.partition for tp in assigned})
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would hear of it
+            await self.app.crash(error)
+        await super().on_partitions_assigned(assigned, generation_id)
+
     def ack(self, message: Any) -> bool:  # noqa: ANN401 - Faust's message
         """Takes a finished chunk of this generation as done; every other acknowledgement of a chunk means nothing."""
         chunk = message.value
@@ -196,13 +221,16 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         wanted = {tp for tp in active_partitions or () if not self._must_wait(tp)}
         if wanted != active_partitions:
             timeout = LOOK_AGAIN_SECONDS
+        self._see_all_of(wanted)
         fetched = await super()._getmany(wanted, timeout)
         if fetched and seeks != self._seeks:
             # Nobody can tell from which side of the seek these are: have them again.
             await self._return(fetched)
             return {}
         self._pass_over(tp for tp in wanted if tp not in fetched and self._is_input(tp))
-        return {tp: self._delivered(tp, records) for tp, records in fetched.items()}
+        delivered = {tp: self._delivered(tp, records) for tp, records in fetched.items()}
+        self._see_all_of(wanted)
+        return delivered
 
     def _pass_over(self, tps: Iterable[TP]) -> None:
         """What holds no record, as a transaction's end and what it took back, is finished when all before it is.
@@ -289,6 +317,11 @@ class Transport(driver.Transport):  # type: ignore[misc] # Faust has no types
 def restore_with(app: Any, restore: Restore) -> None:  # noqa: ANN401 - a Faust app
     """Has the changelog records of the app's tables restored by chunks; keys and values as they stand on the topic."""
     _RESTORERS[app] = restore
+
+
+def take_over_with(app: Any, take_over: TakeOver) -> None:  # noqa: ANN401 - a Faust app
+    """Has this done with the partition numbers of every new assignment, before the app's tables are restored."""
+    _TAKE_OVERS[app] = take_over
 
 
 def register() -> None:

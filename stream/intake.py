@@ -1,9 +1,14 @@
 """The chunks of several topics, merged partition by partition in the order in which their records came into Kafka.
 
-Clicks, impressions and slates of a user stand on three topics. Live, they are read as they come. Behind a backlog, the
-topics would run apart by whole chunks, and clicks miss their slates; so records are taken in the order of Kafka's
-timestamps, and where one topic may still bring older ones, the newer wait. A batch that was cut is described by its
-`spans`: the same spans of the same topics are merged in the same order again.
+Clicks, impressions and slates of a user stand on three topics, between which Kafka gives no order. Ours is a rule about
+what stands there: of the next record of every topic, the one with the oldest timestamp of Kafka comes first, among
+equals that of the topic named first. Wherever fetches cut the topics and whichever arrives first, behind the same
+records comes the same one: a topic that may still bring something is waited for as soon as its next record is not
+known. A replay, and a worker that starts again, so read what an undisturbed one would have read.
+
+What comes in while it is read is another matter: a topic that the broker has no more of is not waited for, and what it
+then brings stands behind what was taken, whatever its timestamp. That order is told to whoever comes after a crash: by
+the states, where they were written, and else by the `spans` of the batch that was under way.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from faust.types import TP
@@ -41,29 +46,38 @@ class Batch(NamedTuple):
     """Those of `messages` whose last record is here."""
 
 
+class _Unknown(NamedTuple):
+    """Stands for the next record of a topic that may have one: older than any, as far as anybody knows."""
+
+    timestamp: float = float("-inf")
+
+
+_UNKNOWN = _Unknown()
+
+
 class _Queue:
     """Messages of one topic partition whose records are not all taken yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, folded: int) -> None:
         self.behind: int | None = None
         """The offset behind all that was ever queued."""
         self.messages: deque[Any] = deque()
         self.records: deque[Any] = deque()
+        self._folded = folded
 
-    def put(self, message: Any) -> None:  # noqa: ANN401 - Faust's message
-        self.messages.append(message)
-        self.records.extend(message.value.records)
+    def put(self, message: Any) -> bool:  # noqa: ANN401 - Faust's message
         self.behind = message.value.next
+        new = [record for record in message.value.records if record.offset > self._folded]
+        if new:
+            self.messages.append(message)
+            self.records.extend(new)
+        return bool(new)
 
-    def take(self, is_wanted: IsWanted | None) -> list[Any]:
-        if is_wanted is None:
-            taken = list(self.records)
-            self.records.clear()
-            return taken
-        taken = list(itertools.takewhile(is_wanted, self.records))
-        for _ in taken:
-            self.records.popleft()
-        return taken
+    def drop(self, offset: int) -> None:
+        """Takes the records up to this offset out."""
+        records = self.records
+        while records and records[0].offset <= offset:
+            records.popleft()
 
     def under_way(self, offset: int) -> list[Any]:
         """Messages that hold records up to this offset."""
@@ -80,14 +94,23 @@ class _Queue:
 class Intake:
     """One generation's records of one partition number, over all input topics."""
 
-    def __init__(self, partition: int, topics: list[str], *, owed: Mapping[str, Span]) -> None:
+    def __init__(
+        self, partition: int, topics: list[str], *, owed: Mapping[str, Span], folded: Mapping[str, int]
+    ) -> None:
+        """`folded` says up to which offset of each topic the states have the records; they are left out.
+
+        Whoever merged them again from the committed offsets, which lie further back, would meet records in an order
+        that nobody has met them in: stamps do not always ascend.
+        """
         self._partition = partition
-        self._queues = {topic: _Queue() for topic in topics}
+        self._queues = {topic: _Queue(folded[topic]) for topic in topics}
         self._owed = dict(owed)
         """What a killed worker had under way comes first, exactly as it was cut then."""
 
-    def put(self, message: Any, *, finished: int) -> None:  # noqa: ANN401 - Faust's message
-        """Queues a message whose value is a chunk; `finished` is where its topic stood in the beginning.
+    def put(self, message: Any, *, finished: int) -> bool:  # noqa: ANN401 - Faust's message
+        """Queues a message whose value is a chunk; says whether it holds anything that is not folded in already.
+
+        `finished` is where its topic stood in the beginning.
 
         Raises:
             ValueError: it does not follow on the one before; what lies between was lost on the way.
@@ -96,11 +119,15 @@ class Intake:
         behind = max(finished, queue.behind or 0)
         if message.value.first > behind:
             raise ValueError(f"{message.tp} jumped from {behind} to {message.value.first}; start the worker again")
-        queue.put(message)
+        return queue.put(message)
 
-    def is_any(self, holds: HasMore) -> bool:
-        """Whether something holds of one of the topics and of the offset up to which it was queued."""
-        return any(holds(TP(topic, self._partition), queue.behind) for topic, queue in self._queues.items())
+    def lacking(self, has_more: HasMore) -> list[TP]:
+        """Topic partitions that are waited for: they may have a record, and none of theirs is queued."""
+        return [
+            TP(topic, self._partition)
+            for topic, queue in self._queues.items()
+            if not queue.records and has_more(TP(topic, self._partition), queue.behind)
+        ]
 
     @property
     def is_empty(self) -> bool:
@@ -108,51 +135,49 @@ class Intake:
         return not any(queue.records for queue in self._queues.values())
 
     def take(self, has_more: HasMore) -> Batch | None:
-        """The next records that may be handled, if any may: those that no other topic can bring older ones than."""
-        if self._owed:
-            return self._take_owed()
-        queues = self._queues
-        lagging = [queue for topic, queue in queues.items() if has_more(TP(topic, self._partition), queue.behind)]
-        if self.is_empty or any(not queue.records for queue in lagging):
+        """The next records that may be handled, if any may: up to where a topic that may have more has no more here."""
+        if self._owed and not self._is_owed_here():
             return None
-        if not lagging:
-            return self.take_all()
-        horizon = min(queue.records[-1].timestamp for queue in lagging)
-        # Of the horizon's own millisecond more may come, which would stand before what another topic has of it.
-        before = self._batch(lambda record: bool(record.timestamp < horizon))
-        return before or self._batch(lambda record: bool(record.timestamp <= horizon)) or self.take_all()
-
-    def take_all(self) -> Batch | None:
-        """All that is queued, whatever else may come; still what is owed first."""
-        return self._take_owed() if self._owed else self._batch(None)
+        return self._take_owed() or self._batch(
+            itertools.chain(queue.records, [_UNKNOWN] if has_more(TP(topic, self._partition), queue.behind) else [])
+            for topic, queue in self._queues.items()
+        )
 
     def _take_owed(self) -> Batch | None:
-        owed = self._owed
-        if any(not self._reaches(topic, span.behind) for topic, span in owed.items()):
-            return None
-        before = self._batch(lambda record: record.topic in owed and record.offset < owed[record.topic].first)
-        if before is not None:
-            return before  # folded in and committed or not: it changes nothing
-        self._owed = {}
-        return self._batch(lambda record: record.topic in owed and record.offset < owed[record.topic].behind)
+        """What is owed: not what stands before it, which is folded in; nothing if that, too, is."""
+        owed, self._owed = self._owed, {}
+        return self._batch(
+            [record for record in queue.records if topic in owed and record.offset < owed[topic].behind]
+            for topic, queue in self._queues.items()
+        )
 
-    def _reaches(self, topic: str, behind: int) -> bool:
-        return (self._queues[topic].behind or 0) >= behind
+    def _is_owed_here(self) -> bool:
+        return all((self._queues[topic].behind or 0) >= span.behind for topic, span in self._owed.items())
 
-    def _batch(self, is_wanted: IsWanted | None) -> Batch | None:
-        taken = {topic: queue.take(is_wanted) for topic, queue in self._queues.items()}
-        last = {topic: records[-1].offset for topic, records in taken.items() if records}
-        if not last:
+    def _batch(self, queued: Iterable[Iterable[Any]]) -> Batch | None:
+        records = list(_until_unknown(heapq.merge(*queued, key=_arrival)))
+        if not records:
             return None
+        last = {record.topic: record.offset for record in records}
+        first = {topic: self._queues[topic].records[0].offset for topic in last}
+        for topic, offset in last.items():
+            self._queues[topic].drop(offset)
         return Batch(
             partition=self._partition,
-            records=list(heapq.merge(*taken.values(), key=_arrival)),
-            spans={topic: Span(taken[topic][0].offset, offset + 1) for topic, offset in last.items()},
+            records=records,
+            spans={topic: Span(first[topic], offset + 1) for topic, offset in last.items()},
             messages=[message for topic, offset in last.items() for message in self._queues[topic].under_way(offset)],
             ended=[message for topic, offset in last.items() for message in self._queues[topic].end(offset)],
         )
 
 
-def _arrival(record: Any) -> int:  # noqa: ANN401 - aiokafka's record
-    timestamp: int = record.timestamp
+def _until_unknown(merged: Iterator[Any]) -> Iterator[Any]:
+    for record in merged:
+        if record is _UNKNOWN:
+            return
+        yield record
+
+
+def _arrival(record: Any) -> float:  # noqa: ANN401 - aiokafka's record
+    timestamp: float = record.timestamp
     return timestamp

@@ -18,14 +18,20 @@ from stream.worker import StreamWorker
 log = structlog.get_logger()
 
 LOOK_AGAIN_SECONDS = 0.02
-PATIENCE_SECONDS = 5.0
-"""How long records wait for older ones of another topic that the broker is said to have."""
 
 
 class Reader:
     """One per agent. A rebalance begins a new generation: what was queued is dropped, and is fetched again."""
 
-    def __init__(self, app: Any, kafka: KafkaSettings, worker: StreamWorker) -> None:  # noqa: ANN401 - a Faust app
+    def __init__(
+        self,
+        app: Any,  # noqa: ANN401 - a Faust app
+        kafka: KafkaSettings,
+        worker: StreamWorker,
+        *,
+        patience_seconds: float,
+    ) -> None:
+        """Records wait no longer than `patience_seconds` for a topic that the broker does not bring."""
         self._consumer = app.consumer
         self._app = app
         self._kafka = kafka
@@ -36,6 +42,9 @@ class Reader:
         self._one_at_a_time = asyncio.Lock()
         self._is_waiting = asyncio.Event()
         self._waiting_since: dict[int, float] = {}
+        self._patience_seconds = patience_seconds
+        self._given_up: set[TP] = set()
+        """Not waited for until they bring something."""
 
     async def read(self, stream: Any) -> None:  # noqa: ANN401 - Faust's stream
         """Handles everything the stream brings; raises what the worker raises."""
@@ -61,15 +70,22 @@ class Reader:
         if self._app.consumer_generation_id != self._generation:
             await self._begin_generation()
         if self._is_current(message):
-            intake = self._intakes[message.partition]
-            intake.put(message, finished=self._consumer.finished()[message.tp])
             self._waiting_since.pop(message.partition, None)
+            self._given_up.discard(message.tp)
+            intake = self._intakes[message.partition]
+            if not intake.put(message, finished=self._consumer.finished()[message.tp]):
+                self._finish(message)
 
     async def _begin_generation(self) -> None:
         generation, finished = self._app.consumer_generation_id, dict(self._consumer.finished())
-        debts = await read_debts(self._kafka, {tp.partition for tp in finished}, finished)
-        self._intakes = {partition: Intake(partition, self._topics, owed=owed) for partition, owed in debts.items()}
+        debts = await read_debts(self._kafka, {tp.partition for tp in finished}, finished, self._worker.writer)
+        self._intakes = {
+            partition: Intake(partition, self._topics, owed=owed, folded=self._worker.folded(partition))
+            for partition, owed in debts.items()
+        }
         self._generation = generation
+        self._waiting_since.clear()
+        self._given_up.clear()
         for partition, owed in debts.items():
             for topic, span in owed.items():
                 self._consumer.require(TP(topic, partition), span.behind)
@@ -77,7 +93,9 @@ class Reader:
     async def _hand_on(self, partition: int) -> None:
         intake = self._intakes.get(partition)
         while intake is not None and not intake.is_empty:
-            batch = intake.take(self._consumer.has_more) or self._out_of_patience(partition, intake)
+            batch = intake.take(self._may_bring)
+            if batch is None and self._give_up(partition, intake):
+                continue
             if batch is None:
                 self._is_waiting.set()
                 return
@@ -86,14 +104,21 @@ class Reader:
                 return
             await self._handle(batch)
 
-    def _out_of_patience(self, partition: int, intake: Intake) -> Batch | None:
+    def _may_bring(self, tp: TP, read: int | None) -> bool:
+        return tp not in self._given_up and bool(self._consumer.has_more(tp, read))
+
+    def _give_up(self, partition: int, intake: Intake) -> bool:
+        """Whether what was waited for is waited for no more: a topic that has no leader must not hold up the others."""
         now = time.monotonic()
-        if intake.is_any(self._consumer.is_coming):
+        if intake.lacking(self._consumer.is_coming):
             self._waiting_since[partition] = now
-        if now < self._waiting_since.setdefault(partition, now) + PATIENCE_SECONDS:
-            return None
-        log.warning("waited in vain for older records of another topic", partition=partition)
-        return intake.take_all()
+        if now < self._waiting_since.setdefault(partition, now) + self._patience_seconds:
+            return False
+        lacking = intake.lacking(self._may_bring)
+        self._given_up.update(lacking)
+        for tp in lacking:
+            log.warning("waited in vain for a topic; what it brings later is late", topic=tp.topic, partition=partition)
+        return bool(lacking)
 
     async def _handle(self, batch: Batch) -> None:
         for message in batch.messages:
@@ -102,8 +127,11 @@ class Reader:
         for message in batch.messages:
             self._consumer.release(message)
         for message in batch.ended:
-            message.value.finished = True
-            message.ack(self._consumer)
+            self._finish(message)
+
+    def _finish(self, message: Any) -> None:  # noqa: ANN401 - Faust's message
+        message.value.finished = True
+        message.ack(self._consumer)
 
     def _is_current(self, message: Any) -> bool:  # noqa: ANN401 - Faust's message
         """Whether its partition is still ours: as soon as a rebalance begins, nothing new may be written."""

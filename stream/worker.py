@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stream import metrics
-from stream.batches import BatchProducer, Message
+from stream.batches import BatchProducer, Message, PartitionWriter
 from stream.dead_letters import Headers
 from stream.debts import span_headers
 from stream.examples import encode_example
-from stream.folding import FoldedBatch, Folder
+from stream.folding import SOURCES, FoldedBatch, Folder
 from stream.intake import Batch, Span
 from stream.settings import KafkaSettings, StreamSettings
 from stream.store import StateStore
@@ -54,6 +54,8 @@ class StreamWorker:
         position.
         """
         with metrics.CHUNK_SECONDS.time():
+            # From before the states are read: one that is taken from us meanwhile refuses to write what follows.
+            writer = self._producer.partition(batch.partition)
             # 1.
             folded = self._fold(batch)
             if not self._fits(folded) and len(batch.records) > 1:
@@ -61,14 +63,23 @@ class StreamWorker:
                     await self.handle(half)
                 return
             # 2.
-            await self._write_dead_letters(batch.partition, folded)
-            await self._write_examples(batch.partition, folded, span_headers(batch.spans))
+            await self._write_dead_letters(writer, folded)
+            await self._write_examples(writer, folded, span_headers(batch.spans))
             # 3.
-            offset = await self._write_states(batch.partition, folded)
+            offset = await self._write_states(writer, folded)
             # 4.
             self._store_states(batch.partition, folded, offset)
         # 5.
         _count(batch, folded)
+
+    def writer(self, partition: int) -> PartitionWriter:
+        """Who writes to a partition number."""
+        return self._producer.partition(partition)
+
+    def folded(self, partition: int) -> dict[str, int]:
+        """By the full names of the input topics, the highest offset that the states have folded in; -1 for none."""
+        applied = self._store.partition(partition).marks().applied
+        return {self._kafka.topic(name): getattr(applied, name) for name in SOURCES}
 
     def _fold(self, batch: Batch) -> FoldedBatch:
         return self._folder.fold(batch.records, self._store.partition(batch.partition))
@@ -77,18 +88,18 @@ class StreamWorker:
         size = sum(len(key) + len(row or b"") + RECORD_BYTES for key, row in folded.states.items())
         return size <= self._kafka.max_batch_bytes
 
-    async def _write_dead_letters(self, partition: int, folded: FoldedBatch) -> None:
+    async def _write_dead_letters(self, writer: PartitionWriter, folded: FoldedBatch) -> None:
         for topic, letters in folded.dead_letters.items():
             messages = [Message(letter.key, letter.value, letter.headers) for letter in letters]
-            await self._producer.write(topic + DEAD_LETTER_SUFFIX, partition, messages)
+            await writer.write(topic + DEAD_LETTER_SUFFIX, messages)
 
-    async def _write_examples(self, partition: int, folded: FoldedBatch, headers: Headers) -> None:
+    async def _write_examples(self, writer: PartitionWriter, folded: FoldedBatch, headers: Headers) -> None:
         messages = [Message(example.user_id.encode(), encode_example(example), headers) for example in folded.examples]
-        await self._producer.write(self._kafka.topic(EXAMPLES), partition, messages)
+        await writer.write(self._kafka.topic(EXAMPLES), messages)
 
-    async def _write_states(self, partition: int, folded: FoldedBatch) -> int | None:
+    async def _write_states(self, writer: PartitionWriter, folded: FoldedBatch) -> int | None:
         rows = [Message(key, row) for key, row in folded.states.items()]
-        return await self._producer.write(self._kafka.topic(SEQUENCES), partition, rows)
+        return await writer.write(self._kafka.topic(SEQUENCES), rows)
 
     def _store_states(self, partition: int, folded: FoldedBatch, offset: int | None) -> None:
         if folded.states:

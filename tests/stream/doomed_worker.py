@@ -1,9 +1,9 @@
 """Runs the stream worker as a process of its own, which can kill itself at a step of its protocol.
 
-    python doomed_worker.py BOOTSTRAP PREFIX DIRECTORY [STEP BATCHES]
+    python doomed_worker.py BOOTSTRAP PREFIX DIRECTORY [STEP BATCHES [SIGNAL]]
 
 It prints `ready` when it reads. With STEP, the process ends as by kill -9 at that step of the BATCHES-th batch that
-has something to write.
+has something to write; with SIGNAL, it sends itself that signal instead, and goes on if that lets it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from stream.app import run_worker
+from stream.batches import PartitionWriter
 from stream.dead_letters import Headers
 from stream.folding import FoldedBatch
 from stream.settings import KafkaSettings, StreamSettings
@@ -27,18 +28,19 @@ class DoomedWorker(StreamWorker):
 
     step = ""
     batches_left = 0
+    doom = signal.SIGKILL
 
-    async def _write_examples(self, partition: int, folded: FoldedBatch, headers: Headers) -> None:
+    async def _write_examples(self, writer: PartitionWriter, folded: FoldedBatch, headers: Headers) -> None:
         self.die_at("folded", folded)
         if self.is_the_end("half the examples", folded):
             half = folded._replace(examples=folded.examples[: len(folded.examples) // 2])
-            await super()._write_examples(partition, half, headers)
-            die()
-        await super()._write_examples(partition, folded, headers)
+            await super()._write_examples(writer, half, headers)
+            self.die()
+        await super()._write_examples(writer, folded, headers)
         self.die_at("examples", folded)
 
-    async def _write_states(self, partition: int, folded: FoldedBatch) -> int | None:
-        offset = await super()._write_states(partition, folded)
+    async def _write_states(self, writer: PartitionWriter, folded: FoldedBatch) -> int | None:
+        offset = await super()._write_states(writer, folded)
         self.die_at("states", folded)
         return offset
 
@@ -48,17 +50,16 @@ class DoomedWorker(StreamWorker):
 
     def die_at(self, step: str, folded: FoldedBatch) -> None:
         if self.is_the_end(step, folded):
-            die()
+            self.die()
 
     def is_the_end(self, step: str, folded: FoldedBatch) -> bool:
         if step != self.step or not folded.states:
             return False
         DoomedWorker.batches_left -= 1
-        return self.batches_left <= 0
+        return self.batches_left == 0
 
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    def die(self) -> None:
+        os.kill(os.getpid(), self.doom)
 
 
 def main() -> None:
@@ -66,6 +67,7 @@ def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if doom:
         DoomedWorker.step, DoomedWorker.batches_left = doom[0], int(doom[1])
+        DoomedWorker.doom = signal.Signals[doom[2]] if len(doom) > 2 else signal.SIGKILL
     run_worker(
         KafkaSettings(bootstrap_servers=bootstrap_servers, topic_prefix=prefix, partitions=2),
         StreamSettings(chunk_records=50),

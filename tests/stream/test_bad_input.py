@@ -216,7 +216,8 @@ def records(kafka: KafkaSettings, name: str) -> list[Any]:
 
 
 def states(kafka: KafkaSettings) -> dict[str, UserState]:
-    return {record.key.decode(): decode_state(record.value) for record in records(kafka, SEQUENCES)}
+    written = [record for record in records(kafka, SEQUENCES) if record.value is not None]
+    return {record.key.decode(): decode_state(record.value) for record in written}
 
 
 def is_finished(kafka: KafkaSettings) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,6 +12,7 @@ from stream.chunks import Chunk
 from stream.intake import Batch, Intake, Span
 
 SLATES, CLICKS = "slates", "clicks"
+NOTHING_FOLDED = {SLATES: -1, CLICKS: -1}
 
 
 class Record(NamedTuple):
@@ -33,8 +35,8 @@ def message(topic: str, first: int, *timestamps: int) -> Message:
     return Message(topic, Chunk(records, first))
 
 
-def intake(**owed: Span) -> Intake:
-    return Intake(0, [SLATES, CLICKS], owed=owed)
+def intake(*, folded: Mapping[str, int] = NOTHING_FOLDED, **owed: Span) -> Intake:
+    return Intake(0, [SLATES, CLICKS], owed=owed, folded=folded)
 
 
 def nothing_more(_tp: TP, _read: int | None) -> bool:
@@ -74,12 +76,14 @@ def test_only_records_up_to_where_the_slower_topic_has_come_are_taken() -> None:
 
     batch = queue.take(more_slates)
 
-    assert places(batch) == [(CLICKS, 0), (SLATES, 0), (SLATES, 1), (CLICKS, 1)]
+    assert places(batch) == [(CLICKS, 0), (SLATES, 0), (SLATES, 1), (CLICKS, 1), (SLATES, 2)]
     assert batch is not None
     assert clicks in batch.messages
     assert clicks not in batch.ended
-    rest = queue.take_all()
-    assert places(rest) == [(SLATES, 2), (CLICKS, 2)]
+    assert queue.take(more_slates) is None
+    assert queue.lacking(more_slates) == [TP(SLATES, 0)]
+    rest = queue.take(nothing_more)
+    assert places(rest) == [(CLICKS, 2)]
     assert rest is not None
     assert clicks in rest.ended
 
@@ -89,9 +93,18 @@ def test_of_one_millisecond_the_order_is_the_same_wherever_a_topic_was_cut() -> 
     queue.put(message(CLICKS, 0, 10, 20), finished=0)
     queue.put(message(SLATES, 0, 5, 10), finished=0)
 
-    assert places(queue.take(more_slates)) == [(SLATES, 0)]
+    assert places(queue.take(more_slates)) == [(SLATES, 0), (SLATES, 1)]
     queue.put(message(SLATES, 2, 10, 30), finished=0)
-    assert places(queue.take(nothing_more)) == [(SLATES, 1), (SLATES, 2), (CLICKS, 0), (CLICKS, 1), (SLATES, 3)]
+    assert places(queue.take(nothing_more)) == [(SLATES, 2), (CLICKS, 0), (CLICKS, 1), (SLATES, 3)]
+
+
+def test_what_the_states_have_is_left_out() -> None:
+    queue = intake(folded={CLICKS: 2, SLATES: -1})
+
+    assert not queue.put(message(CLICKS, 0, 1, 2), finished=0)
+    assert queue.put(message(CLICKS, 2, 3, 4), finished=0)
+
+    assert places(queue.take(nothing_more)) == [(CLICKS, 3)]
 
 
 def test_a_chunk_that_does_not_follow_on_the_former_is_refused() -> None:
@@ -109,19 +122,25 @@ def test_the_first_chunk_must_follow_on_what_is_finished_and_may_overlap_with_it
 
 
 def test_what_is_owed_comes_first_exactly_as_it_was_cut() -> None:
-    queue = intake(clicks=Span(1, 3), slates=Span(0, 1))
+    queue = intake(clicks=Span(1, 3), slates=Span(0, 1), folded={CLICKS: 0, SLATES: -1})
     queue.put(message(CLICKS, 0, 1, 2, 3, 4), finished=0)
     assert queue.take(nothing_more) is None
-    assert queue.take_all() is None
     queue.put(message(SLATES, 0, 9, 10), finished=0)
 
-    before, owed, rest = (queue.take(nothing_more) for _ in range(3))
+    owed, rest = (queue.take(nothing_more) for _ in range(2))
 
-    assert places(before) == [(CLICKS, 0)]
     assert places(owed) == [(CLICKS, 1), (CLICKS, 2), (SLATES, 0)]
     assert owed is not None
     assert owed.spans == {CLICKS: Span(1, 3), SLATES: Span(0, 1)}
     assert places(rest) == [(CLICKS, 3), (SLATES, 1)]
+
+
+def test_what_is_owed_and_folded_in_meanwhile_holds_up_nothing() -> None:
+    queue = intake(clicks=Span(0, 2), folded={CLICKS: 1, SLATES: -1})
+    queue.put(message(CLICKS, 0, 1, 2), finished=0)
+    queue.put(message(SLATES, 0, 3), finished=0)
+
+    assert places(queue.take(nothing_more)) == [(SLATES, 0)]
 
 
 @given(st.data())
@@ -140,7 +159,7 @@ def test_every_record_is_taken_once_in_the_order_of_its_topic_and_every_message_
         while batch := queue.take(may_bring_more):
             taken += batch.records
             ended += batch.ended
-    while batch := queue.take_all():
+    while batch := queue.take(nothing_more):
         taken += batch.records
         ended += batch.ended
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from kafka import TopicPartition
 from kafka.errors import CommitFailedError
@@ -16,6 +17,7 @@ from kafka.structs import OffsetAndMetadata
 from msgspec.json import encode
 
 from stream.accounts import read_accounts
+from stream.batches import FENCE
 from stream.clients import consumer, producer
 from stream.dead_letters import EXCEPTION, source_position
 from stream.events import Click, Impression, Recommendation, RecommendedItem, SeenItem
@@ -92,7 +94,13 @@ def records(kafka: KafkaSettings, name: str) -> list[Any]:
 
 def sequences(kafka: KafkaSettings) -> dict[bytes, bytes]:
     """What compaction leaves of `sequences`."""
-    return {record.key: record.value for record in records(kafka, SEQUENCES)}
+    last = {record.key: record.value for record in records(kafka, SEQUENCES)}
+    return {key: state for key, state in last.items() if state is not None}
+
+
+def whole(found: Sequence[Any]) -> list[tuple[bytes, bytes | None]]:
+    """Keys and values, in an order that does not depend on when they were read."""
+    return sorted(((record.key, record.value) for record in found), key=repr)
 
 
 def has_more(kafka: KafkaSettings, count: int) -> bool:
@@ -229,19 +237,22 @@ def test_an_empty_disk_is_filled_from_sequences_and_what_is_delivered_again_chan
     worker = start_worker()
     wait_until(lambda: is_finished(kafka))
     assert stop(worker) == 0
-    written = len(records(kafka, SEQUENCES)), len(records(kafka, EXAMPLES))
+    states, examples = records(kafka, SEQUENCES), records(kafka, EXAMPLES)
 
     wait_until(lambda: rewound(kafka))
     worker = start_worker(disk="another")
     wait_until(lambda: is_finished(kafka))
-    assert (len(records(kafka, SEQUENCES)), len(records(kafka, EXAMPLES))) == written
+    fences: list[tuple[bytes, bytes | None]] = [(FENCE, None) for _ in PARTITIONS]
+    assert whole(records(kafka, SEQUENCES)) == sorted(whole(states) + fences, key=repr)
+    last = {record.partition: record for record in examples}
+    assert whole(records(kafka, EXAMPLES)) == sorted(whole([*examples, *last.values()]), key=repr)
 
     send(kafka, clicks(500, since=500))
     wait_until(lambda: is_finished(kafka))
     assert stop(worker) == 0
-    states, examples = undisturbed(kafka)
-    assert sequences(kafka) == states
-    assert learnt(kafka) == examples
+    rows, told = undisturbed(kafka)
+    assert sequences(kafka) == rows
+    assert learnt(kafka) == told
 
 
 def test_a_worker_joins_another_and_carries_on_alone_when_that_one_is_killed(
@@ -257,6 +268,29 @@ def test_a_worker_joins_another_and_carries_on_alone_when_that_one_is_killed(
     wait_until(lambda: is_finished(kafka))
 
     assert stop(second) == 0
+    states, examples = undisturbed(kafka)
+    assert sequences(kafka) == states
+    assert learnt(kafka) == examples
+
+
+@pytest.mark.parametrize("step", ["folded", "examples"])
+def test_a_worker_that_was_paused_past_its_time_writes_nothing_when_it_wakes(
+    kafka: KafkaSettings, start_worker: StartWorker, wait_until: WaitUntil, tmp_path: Path, step: str
+) -> None:
+    log = tmp_path / "log"
+    send(kafka, clicks(300))
+    paused = start_worker(step, 2, "SIGSTOP", disk="one/worker")
+    wait_until(lambda: psutil.Process(paused.pid).status() == psutil.STATUS_STOPPED)
+    successor = start_worker(disk="other/worker")
+    wait_until(lambda: is_finished(kafka))
+    send(kafka, clicks(300, since=300))
+    wait_until(lambda: is_finished(kafka))
+
+    paused.send_signal(signal.SIGCONT)
+    assert paused.wait() not in (0, -signal.SIGKILL)
+
+    assert "ProducerFenced" in log.read_text()
+    assert stop(successor) == 0
     states, examples = undisturbed(kafka)
     assert sequences(kafka) == states
     assert learnt(kafka) == examples
