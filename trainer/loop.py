@@ -134,6 +134,7 @@ class TrainerLoop:
         self._rollbacks = 0
         self._batches_since_rollback = 0
         self._shown_batches, self._shown_at = 0, 0.0
+        self._is_behind = False
 
     def start(self, newest: Announced) -> None:
         """Resumes the announced lineage from its newest whole checkpoint, or begins a new one at the first example."""
@@ -212,10 +213,19 @@ class TrainerLoop:
         self._boundaries.append(self._reader.cut.offsets)
         metrics.observe_micro_batch(self.learner, learnt)
         metrics.STEP_SECONDS.observe(time.perf_counter() - began)
-        lag = self._reader.lag()
-        if lag > FAR_BEHIND_BATCHES * self._place.trainer.max_batch:
-            _log.info("catching up at full micro-batches", lag=lag)
+        self._tell_lag(self._reader.lag())
         self._watch(learnt)
+
+    def _tell_lag(self, lag: int) -> None:
+        """Once when it is far behind, and once when it no longer is."""
+        metrics.EXAMPLES_WAITING.set(lag)
+        full = self._place.trainer.max_batch
+        if not self._is_behind and lag > FAR_BEHIND_BATCHES * full:
+            self._is_behind = True
+            _log.info("catching up at full micro-batches", lag=lag, micro_batch=full)
+        elif self._is_behind and lag < full:
+            self._is_behind = False
+            _log.info("caught up", lag=lag)
 
     def _show_foresight(self) -> None:
         """At most every second, and the last time when there is nothing more to learn."""

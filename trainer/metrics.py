@@ -56,6 +56,12 @@ PUBLICATION_HELD = Gauge("sasrec_publication_held", "1 while nothing is publishe
 ROLLBACKS = Counter(
     "sasrec_rollbacks_total", "Times that learning or serving went back to an earlier model by itself.", ["reason"]
 )
+EXAMPLES_WAITING = Gauge("sasrec_examples_waiting", "Examples on the broker that the trainer has not read yet.")
+MICRO_BATCH_EXAMPLES = Histogram(
+    "sasrec_micro_batch_examples",
+    "Examples learnt at once: more when the trainer is behind.",
+    buckets=(1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096),
+)
 STEP_SECONDS = Histogram(
     "sasrec_step_seconds",
     "From a micro-batch in hand to the weights changed by it, in seconds.",
@@ -104,6 +110,7 @@ def observe_version(*, full: bool, delta_bytes: int) -> None:
 def observe_micro_batch(learner: Learner, learnt: Learnt) -> None:
     """Shows what a micro-batch did."""
     EXAMPLES_TRAINED.inc(learnt.trained)
+    MICRO_BATCH_EXAMPLES.observe(learnt.trained)
     for reason, count in learnt.flooded.items():
         EXAMPLES_DROPPED.labels(reason).inc(count)
     LOSS_Z_SCORE.set(learnt.z_score)
