@@ -133,7 +133,7 @@ def test_idle_it_takes_no_step_publishes_nothing_and_only_waits_for_a_fetch(
 def published(kafka: KafkaSettings) -> int | None:
     """Examples that the newest version has learnt."""
     newest = newest_announcement(kafka).announcement
-    return newest and newest.examples_trained
+    return newest.examples_trained if newest is not None else None
 
 
 def done() -> dict[str, float]:
