@@ -6,6 +6,7 @@ and is forgotten. Backward only multiplies. Shapes: P positions, C positions of 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -14,16 +15,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.catalogue import PADDING
+from model.native.full_softmax import Gradients, native_full_softmax, softens_natively
 from model.native.functions import native_softmax_gradients, runs_natively
 
 CHUNK_SCORES = 1 << 19
 """Scores held at once (2 MiB in float32)."""
 SMALLEST_CHUNK = 16
-
-
-class _Gradients(NamedTuple):
-    hidden_PD: Tensor
-    item_RD: Tensor
 
 
 class _Over(NamedTuple):
@@ -46,21 +43,17 @@ class FullSoftmax(torch.autograd.Function):
         over: _Over,
     ) -> Tensor:
         """The loss; keeps its gradient with respect to hidden states and items."""
-        gradients = _Gradients(torch.empty_like(hidden_PD), torch.zeros_like(item_RD))
         size, kind = over
-        item_ND, factor_PD = item_RD[PADDING + 1 : size].to(kind), hidden_PD.to(kind)
-        column_P, weight_P = target_P - (PADDING + 1), weight_P.contiguous()
-        total = weight_P.new_zeros(())
-        height = max(SMALLEST_CHUNK, CHUNK_SCORES // max(1, len(item_ND)))
-        room_CN = factor_PD.new_empty(min(height, len(target_P)), len(item_ND))
-        learn = native_softmax_gradients if runs_natively(item_RD, heads=1) else _softmax_gradients
-        for start in range(0, len(target_P), height):
-            chunk = slice(start, start + height)
-            score_CN = torch.mm(factor_PD[chunk], item_ND.T, out=room_CN[: len(column_P[chunk])])
-            loss_C = learn(score_CN, target_C=column_P[chunk], weight_C=weight_P[chunk])
-            total += torch.dot(loss_C, weight_P[chunk])
-            gradients.hidden_PD[chunk] = score_CN @ item_ND
-            gradients.item_RD[PADDING + 1 : size] += score_CN.T @ factor_PD[chunk]
+        gradients = Gradients(torch.empty_like(hidden_PD), torch.zeros_like(item_RD))
+        items = slice(PADDING + 1, size)
+        learn = native_full_softmax if softens_natively(item_RD[items], kind) else functools.partial(_learn, kind=kind)
+        total = learn(
+            hidden_PD,
+            item_RD[items],
+            target_P=target_P - items.start,
+            weight_P=weight_P,
+            to=Gradients(gradients.hidden_PD, gradients.item[items]),
+        )
         ctx.save_for_backward(*gradients)
         return total
 
@@ -88,6 +81,27 @@ def full_cross_entropy(
     """
     loss: Tensor = FullSoftmax.apply(hidden_PD, item_RD, target_P, weight_P, _Over(size, kind or hidden_PD.dtype))
     return loss
+
+
+def _learn(
+    hidden_PD: Tensor, item_ND: Tensor, *, target_P: Tensor, weight_P: Tensor, to: Gradients, kind: torch.dtype
+) -> Tensor:
+    """The loss, chunk by chunk; its gradients go to `to`."""
+    native = runs_natively(item_ND, heads=1)
+    factor_ND, factor_PD = item_ND.to(kind), hidden_PD.to(kind)
+    target_P, weight_P = target_P.contiguous(), weight_P.contiguous()
+    total = weight_P.new_zeros(())
+    height = max(SMALLEST_CHUNK, CHUNK_SCORES // max(1, len(item_ND)))
+    room_CN = factor_PD.new_empty(min(height, len(target_P)), len(item_ND))
+    soften = native_softmax_gradients if native else _softmax_gradients
+    for start in range(0, len(target_P), height):
+        chunk = slice(start, start + height)
+        score_CN = torch.mm(factor_PD[chunk], factor_ND.T, out=room_CN[: len(target_P[chunk])])
+        loss_C = soften(score_CN, target_C=target_P[chunk], weight_C=weight_P[chunk])
+        total += torch.dot(loss_C, weight_P[chunk])
+        to.hidden_PD[chunk] = score_CN @ factor_ND
+        to.item.add_(score_CN.T @ factor_PD[chunk])
+    return total
 
 
 def _softmax_gradients(score_CN: Tensor, *, target_C: Tensor, weight_C: Tensor) -> Tensor:

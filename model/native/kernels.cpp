@@ -4,6 +4,7 @@
 #include "best.h"
 #include "block.h"
 #include "embedding.h"
+#include "full_softmax.h"
 #include "last_norm.h"
 #include "newest.h"
 #include "probe.h"
@@ -32,6 +33,10 @@ void native_norm_forward(const NormCall* call) { native::LastNorm(*call).forward
 void native_norm_backward(const NormCall* call) { native::LastNorm(*call).backward(); }
 
 void native_softmax_gradients(const SoftmaxCall* call) { native::softmax_gradients(*call); }
+
+int64_t native_has_short_products() { return HAS_SHORT_PRODUCTS; }
+
+void native_full_softmax(const FullSoftmaxCall* call) { native::full_softmax(*call); }
 
 int64_t native_sort_rows(const SortCall* call) { return native::sort_rows(*call); }
 

@@ -62,6 +62,16 @@ class SoftmaxCall(ctypes.Structure):
     )
 
 
+class FullSoftmaxCall(ctypes.Structure):
+    """`struct FullSoftmaxCall` of full_softmax.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("positions", "items", "units", "threads")),
+        *((name, _POINTER) for name in ("hidden", "table", "targets", "weights", "losses")),
+        *((name, _POINTER) for name in ("hidden_gradient", "item_gradient")),
+    )
+
+
 class SortCall(ctypes.Structure):
     """`struct SortCall` of rows.h."""
 
@@ -168,10 +178,11 @@ class Kernels:
         library.native_block_saved.restype = ctypes.c_int64
         library.native_block_saved.argtypes = [ctypes.c_int64] * 4
         names = [f"{name}_{way}" for name in ("block", "embedding", "norm") for way in ("forward", "backward")]
-        names += ["scores_forward", "scores_backward", "merge_rows", "adam_rows"]
+        names += ["scores_forward", "scores_backward", "merge_rows", "adam_rows", "full_softmax"]
         for name in (*names, "softmax_gradients", "best", "in_order", "newest", "probe"):
             function = getattr(library, f"native_{name}")
             function.restype, function.argtypes = None, [_POINTER]
+        library.native_has_short_products.restype = ctypes.c_int64
         library.native_sort_rows.restype, library.native_sort_rows.argtypes = ctypes.c_int64, [_POINTER]
 
     def saved_for_block(self, sequences: Sequences, *, units: int, heads: int) -> Tensor:
@@ -205,6 +216,15 @@ class Kernels:
     def softmax_gradients(self, call: SoftmaxCall) -> None:
         """Turns `scores` into gradients, fills `losses`."""
         self._library.native_softmax_gradients(ctypes.byref(call))
+
+    @property
+    def has_short_products(self) -> bool:
+        """Whether the processor multiplies bfloat16 by itself, so that `full_softmax` is there."""
+        return bool(self._library.native_has_short_products())
+
+    def full_softmax(self, call: FullSoftmaxCall) -> None:
+        """Fills `losses` and `hidden_gradient`, adds to `item_gradient`."""
+        self._library.native_full_softmax(ctypes.byref(call))
 
     def sort_rows(self, call: SortCall) -> int:
         """Fills `order`, `unique` and `starts`; says how many rows there are."""

@@ -1,0 +1,274 @@
+// Cross-entropy over all items with products of bfloat16, and its gradient, without positions x items in memory.
+//
+// A piece of positions at a time. First, a few positions together: their scores (which fit into the cache), powers
+// e^(score - highest) rounded to bfloat16, and the gradient of the hidden states. Then, item by item, what the powers of
+// the whole piece add to the gradient of the items. Sums are of float; the target's own share is added exactly. Every
+// sum has an order that follows from the shapes alone: any number of threads gives the same bytes.
+#pragma once
+
+#include "scores.h"
+#include "softmax.h"
+
+#include <limits>
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#define HAS_SHORT_PRODUCTS 1
+#else
+#define HAS_SHORT_PRODUCTS 0
+#endif
+
+extern "C" {
+struct FullSoftmaxCall {
+    int64_t positions, items, units, threads;
+    const float* hidden;     // positions x D
+    const float* table;      // items x D
+    const int64_t* targets;  // below `items`
+    const float* weights;
+    float* losses;           // ln sum e^score - score of the target, without the weight
+    float* hidden_gradient;  // positions x D
+    float* item_gradient;    // items x D
+};
+}
+
+namespace native {
+
+#if HAS_SHORT_PRODUCTS
+
+class FullSoftmax {
+  public:
+    explicit FullSoftmax(const FullSoftmaxCall& call)
+        : call_(call), pairs_((call.units + 1) / 2), width_(rounded(call.units, kWide)), items_(rounded(call.items, kAcross)),
+          by_unit_(pairs_ * items_), by_item_(items_ / 2 * width_), hidden_(kPiece * pairs_), shares_(kPiece / 2 * width_),
+          powers_(items_ * kStride) {
+        pack_items();
+    }
+
+    void learn() {
+        for (long start = 0; start < call_.positions; start += kPiece) {
+            const long count = std::min<long>(kPiece, call_.positions - start);
+            pack_hidden(start, count);
+            const auto scratch = [&] { return Scratch{Room(kTogether * items_), std::vector<uint16_t>(kTogether * items_)}; };
+            in_parallel(kPiece / kTogether, call_.threads, scratch, [&](long part, Scratch& s) {
+                if (part * kTogether < count) learn_some(start, part * kTogether, std::min(kTogether, count - part * kTogether), s);
+                else forget(part * kTogether);
+            });
+            pack_shares(start, count);
+            in_parallel(items_ / kLine, call_.threads, [] { return 0; }, [&](long line, int) { learn_items(line * kLine); });
+        }
+        for (long position = 0; position < call_.positions; ++position)
+            add_scaled(call_.item_gradient + call_.targets[position] * call_.units, call_.hidden + position * call_.units,
+                       -call_.weights[position], call_.units);
+    }
+
+  private:
+    static constexpr long kLine = 16;              // floats, or pairs of bfloat16, of a vector
+    static constexpr long kVectors = 4, kRows = 4; // of a tile of sums
+    static constexpr long kWide = kLine, kAcross = kVectors * kLine;
+    static constexpr long kPiece = 256, kTogether = 16;
+    // Of a line of items, the powers of all pairs of positions; one more, so that lines do not fall on one another in the cache.
+    static constexpr long kStride = kPiece / 2 + 1;
+
+    using Pair = uint32_t;  // two of bfloat16, the first in the low half
+
+    struct Scratch {
+        Room scores;
+        std::vector<uint16_t> powers;
+    };
+
+    static long rounded(long count, long to) { return (count + to - 1) / to * to; }
+
+    static uint32_t narrowed(float value) {
+        Short to;
+        narrow(&value, &to, 1);
+        return to.bits;
+    }
+
+    static Pair pair(float first, float second) { return narrowed(first) | narrowed(second) << 16; }
+
+    static __m512bh both(const Pair* at) { return (__m512bh)_mm512_loadu_si512(at); }
+
+    // sums[row][vector] += pairs of `left[row]` times those of `right`, over `inner` pairs.
+    template <int Vectors>
+    static void tile(long inner, const Pair* left, long across, long along, const Pair* right, long right_stride,
+                     float* to, long to_stride, bool add) {
+        __m512 sums[kRows][Vectors];
+#pragma GCC unroll 4
+        for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v)
+                sums[row][v] = add ? _mm512_loadu_ps(to + row * to_stride + v * kLine) : _mm512_setzero_ps();
+        for (long k = 0; k < inner; ++k) {
+            __m512bh wide[Vectors];
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) wide[v] = both(right + k * right_stride + v * kLine);
+#pragma GCC unroll 4
+            for (int row = 0; row < kRows; ++row) {
+                const __m512bh one = (__m512bh)_mm512_set1_epi32(static_cast<int>(left[row * across + k * along]));
+#pragma GCC unroll 4
+                for (int v = 0; v < Vectors; ++v) sums[row][v] = _mm512_dpbf16_ps(sums[row][v], one, wide[v]);
+            }
+        }
+#pragma GCC unroll 4
+        for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) _mm512_storeu_ps(to + row * to_stride + v * kLine, sums[row][v]);
+    }
+
+    // The same over columns, as many vectors together as fit.
+    static void product(long columns, long inner, const Pair* left, long across, long along, const Pair* right,
+                        long right_stride, float* to, long to_stride, bool add) {
+        for (long column = 0; column < columns; column += kVectors * kLine) {
+            const Pair* from = right + column;
+            switch (std::min(kVectors, (columns - column) / kLine)) {
+                case 1: tile<1>(inner, left, across, along, from, right_stride, to + column, to_stride, add); break;
+                case 2: tile<2>(inner, left, across, along, from, right_stride, to + column, to_stride, add); break;
+                case 3: tile<3>(inner, left, across, along, from, right_stride, to + column, to_stride, add); break;
+                default: tile<4>(inner, left, across, along, from, right_stride, to + column, to_stride, add);
+            }
+        }
+    }
+
+    // Pairs of units side by side for the scores, pairs of items for the hidden states' gradient; zero where there is none.
+    void pack_items() {
+        const long units = call_.units;
+        const auto at = [&](long item, long unit) {
+            return item < call_.items && unit < units ? call_.table[item * units + unit] : 0.0f;
+        };
+        for (long item = 0; item < items_; ++item)
+            for (long k = 0; k < pairs_; ++k)
+                by_unit_[static_cast<size_t>((item / kAcross * pairs_ + k) * kAcross + item % kAcross)] =
+                    pair(at(item, 2 * k), at(item, 2 * k + 1));
+        for (long two = 0; two < items_ / 2; ++two)
+            for (long unit = 0; unit < width_; ++unit)
+                by_item_[static_cast<size_t>(two * width_ + unit)] = pair(at(2 * two, unit), at(2 * two + 1, unit));
+    }
+
+    void pack_hidden(long start, long count) {
+        const long units = call_.units;
+        std::fill(hidden_.begin(), hidden_.end(), 0);
+        for (long row = 0; row < count; ++row) {
+            const float* from = call_.hidden + (start + row) * units;
+            for (long k = 0; k < pairs_; ++k)
+                hidden_[static_cast<size_t>(row * pairs_ + k)] = pair(from[2 * k], 2 * k + 1 < units ? from[2 * k + 1] : 0.0f);
+        }
+    }
+
+    // Hidden states times what makes powers probabilities, in pairs of positions.
+    void pack_shares(long start, long count) {
+        const long units = call_.units;
+        const auto at = [&](long row, long unit) {
+            return row < count && unit < units ? call_.hidden[(start + row) * units + unit] * share_[row] : 0.0f;
+        };
+        for (long two = 0; two < kPiece / 2; ++two)
+            for (long unit = 0; unit < width_; ++unit)
+                shares_[static_cast<size_t>(two * width_ + unit)] = pair(at(2 * two, unit), at(2 * two + 1, unit));
+    }
+
+    void learn_some(long start, long first, long count, Scratch& s) {
+        float* scores = s.scores.data();
+        for (long line = 0; line < items_; line += kAcross)
+            for (long row = 0; row < kTogether; row += kRows)
+                tile<kVectors>(pairs_, hidden_.data() + (first + row) * pairs_, pairs_, 1, by_unit_.data() + line * pairs_,
+                               kAcross, scores + row * items_ + line, items_, false);
+        for (long row = 0; row < kTogether; row += 2) raise(start, first + row, row, count, s);
+        float sums[kTogether * kMostUnits];
+        const Pair* powers = reinterpret_cast<const Pair*>(s.powers.data());
+        constexpr long kSome = 64;  // pairs of items whose rows stay in the first-level cache
+        for (long two = 0; two < items_ / 2; two += kSome)
+            for (long row = 0; row < kTogether; row += kRows)
+                product(width_, std::min(kSome, items_ / 2 - two), powers + row * items_ / 2 + two, items_ / 2, 1,
+                        by_item_.data() + two * width_, width_, sums + row * width_, width_, two > 0);
+        for (long row = 0; row < count; ++row) {
+            const long position = start + first + row;
+            const float* target = call_.table + call_.targets[position] * call_.units;
+            float* to = call_.hidden_gradient + position * call_.units;
+            for (long unit = 0; unit < call_.units; ++unit)
+                to[unit] = sums[row * width_ + unit] * share_[first + row] - call_.weights[position] * target[unit];
+        }
+    }
+
+    // Powers of two positions, `at` and the next of the piece, from their scores; nothing of positions that are not there.
+    void raise(long start, long at, long row, long count, Scratch& s) {
+        __m512 highest[2], total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+        float target[2] = {0.0f, 0.0f}, most[2];
+        for (long one = 0; one < 2; ++one) {
+            float* score = s.scores.data() + (row + one) * items_;
+            std::fill(score + call_.items, score + items_, -std::numeric_limits<float>::max());
+            if (row + one < count) target[one] = score[call_.targets[start + at + one]];
+            __m512 best = _mm512_loadu_ps(score);
+            for (long item = kLine; item < items_; item += kLine) best = _mm512_max_ps(best, _mm512_loadu_ps(score + item));
+            most[one] = _mm512_reduce_max_ps(best);
+            highest[one] = _mm512_set1_ps(most[one]);
+        }
+        for (long item = 0; item < items_; item += kLine) {
+            __m512i bits[2];
+            for (long one = 0; one < 2; ++one) {
+                const __m512 power = raised(_mm512_sub_ps(_mm512_loadu_ps(s.scores.data() + (row + one) * items_ + item), highest[one]));
+                total[one] = _mm512_add_ps(total[one], power);
+                const __m256i narrowed = (__m256i)_mm512_cvtneps_pbh(power);
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(s.powers.data() + (row + one) * items_ + item), narrowed);
+                bits[one] = _mm512_cvtepu16_epi32(narrowed);
+            }
+            _mm512_storeu_si512(powers_.data() + item * kStride + at / 2 * kLine, _mm512_or_si512(bits[0], _mm512_slli_epi32(bits[1], 16)));
+        }
+        for (long one = 0; one < 2; ++one) {
+            share_[at + one] = 0.0f;
+            if (row + one >= count) continue;
+            const long position = start + at + one;
+            const float whole = _mm512_reduce_add_ps(total[one]);
+            share_[at + one] = call_.weights[position] / whole;
+            call_.losses[position] = most[one] + std::log(whole) - target[one];
+        }
+    }
+
+    void forget(long first) {
+        for (long line = 0; line < items_; line += kLine)
+            std::fill_n(powers_.begin() + line * kStride + first / 2 * kLine, kTogether / 2 * kLine, 0);
+        std::fill_n(share_ + first, kTogether, 0.0f);
+    }
+
+    // What a line of items gets from the powers of the piece.
+    void learn_items(long line) {
+        float sums[kRows * kMostUnits];
+        for (long item = line; item < line + kLine; item += kRows) {
+            product(width_, kPiece / 2, powers_.data() + line * kStride + item - line, 1, kLine, shares_.data(), width_, sums, width_, false);
+            for (long row = 0; row < std::min(kRows, call_.items - item); ++row)
+                for (long unit = 0; unit < call_.units; ++unit)
+                    call_.item_gradient[(item + row) * call_.units + unit] += sums[row * width_ + unit];
+        }
+    }
+
+    static __m512 raised(__m512 x) {
+        x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);  // in this order NaN stays NaN
+        const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 8);
+        __m512 r = _mm512_fnmadd_ps(power, _mm512_set1_ps(0.693359375f), x);
+        r = _mm512_fmadd_ps(power, _mm512_set1_ps(2.12194440e-4f), r);
+        __m512 p = _mm512_set1_ps(8.3334519073e-3f);
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+        return _mm512_scalef_ps(p, power);
+    }
+
+  public:
+    static constexpr long kMostUnits = 256;
+
+  private:
+    const FullSoftmaxCall& call_;
+    long pairs_, width_, items_;
+    std::vector<Pair> by_unit_, by_item_, hidden_, shares_, powers_;
+    float share_[kPiece];
+};
+
+inline void full_softmax(const FullSoftmaxCall& call) { FullSoftmax(call).learn(); }
+
+#else
+
+inline void full_softmax(const FullSoftmaxCall&) {}
+
+#endif
+
+}  // namespace native
