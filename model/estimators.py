@@ -11,7 +11,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 
 class Estimate(NamedTuple):
@@ -38,8 +38,7 @@ def snips(weight_I: Float[np.ndarray, " I"], reward_I: Float[np.ndarray, " I"], 
     """
     total = float(weight_I.sum())
     value = float(weight_I @ reward_I) / total if total > 0.0 else 0.0
-    residual_I = weight_I * (reward_I - value) * (len(weight_I) / total if total > 0.0 else 0.0)
-    return _estimate(value, residual_I, weight_I, confidence)
+    return _estimate(value, _residuals(weight_I, reward_I, value), weight_I, confidence)
 
 
 def doubly_robust(
@@ -59,10 +58,42 @@ def doubly_robust(
     return _estimate(_mean(term_I), term_I, weight_I, confidence)
 
 
+def snips_difference(
+    weight_I: Float[np.ndarray, " I"],
+    than_I: Float[np.ndarray, " I"],
+    reward_I: Float[np.ndarray, " I"],
+    *,
+    group_I: Int[np.ndarray, " I"],
+    confidence: float,
+) -> Estimate:
+    """By how much the value of one policy lies above that of another (weights `than_I`), both as of `snips`.
+
+    On the same impressions, so that what both meet cancels. Impressions of one `group_I` (a slate) belong together: the
+    interval, by the delta method, is that of independent groups. The effective sample size is the smaller of the two.
+    """
+    value, than = (snips(w_I, reward_I, confidence=confidence).value for w_I in (weight_I, than_I))
+    residual_I = _residuals(weight_I, reward_I, value) - _residuals(than_I, reward_I, than)
+    total_G = np.bincount(group_I, weights=residual_I)[np.unique(group_I)]
+    margin = math.inf
+    if len(total_G) > 1:
+        quantile = NormalDist().inv_cdf(0.5 + confidence / 2.0)
+        groups = len(total_G)
+        margin = quantile * math.sqrt(groups / (groups - 1) * float(np.square(total_G).sum())) / len(reward_I)
+    size = min(effective_sample_size(weight_I), effective_sample_size(than_I))
+    return Estimate(value - than, value - than - margin, value - than + margin, size, len(reward_I))
+
+
 def effective_sample_size(weight_I: Float[np.ndarray, " I"]) -> float:
     """How many equally weighted impressions would say as much (Kish 1965); zero where no weight is."""
     squares = float(weight_I @ weight_I)
     return float(weight_I.sum()) ** 2 / squares if squares > 0.0 else 0.0
+
+
+def _residuals(weight_I: np.ndarray, reward_I: np.ndarray, value: float) -> np.ndarray:
+    """What each impression adds to the error of a self-normalised mean."""
+    total = float(weight_I.sum())
+    residual_I: np.ndarray = weight_I * (reward_I - value) * (len(weight_I) / total if total > 0.0 else 0.0)
+    return residual_I
 
 
 def _mean(term_I: np.ndarray) -> float:

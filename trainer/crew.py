@@ -24,8 +24,10 @@ from torch import Tensor, distributed
 from model.sasrec import SASRec
 
 TABLE = "item_RD"
-PATIENCE = datetime.timedelta(minutes=10)
-"""How long a process waits for the others. One that was killed is noticed at once."""
+PATIENCE = datetime.timedelta(minutes=2)
+"""How long a process waits for the others before it gives up, and all are started again. One that was killed is
+noticed at once.
+"""
 
 
 class Total(NamedTuple):

@@ -22,20 +22,21 @@ from jaxtyping import Int
 
 from model.catalogue import PADDING
 from model.checkpoint import ServingModel, WrittenCheckpoint, read_serving
-from model.settings import ModelSettings
+from model.settings import ModelSettings, PolicySettings
 from model.store import Place
 from stream.clients import producer
 from stream.events import ModelAnnouncement
-from stream.examples import ClickExample
+from stream.examples import ClickExample, SlateExample
 from stream.sequences import UserState
 from stream.settings import KafkaSettings, StreamSettings
 from trainer.baselines import Events
 from trainer.batch import Stretch
 from trainer.cut import Cut, later
 from trainer.examples import ExampleReader, Patience, newest_announcement
-from trainer.gate import Verdict, is_question, judge
+from trainer.gate import Log, Rules, Verdict, is_question, judge
 from trainer.learner import Learner
 from trainer.live import read_live
+from trainer.offpolicy import served_after
 from trainer.passes import learn_in_passes
 from trainer.publish import announce, new_lineage, write
 from trainer.settings import GateSettings, RetrainSettings, TrainerSettings
@@ -57,6 +58,7 @@ class RetrainingSettings(NamedTuple):
     trainer: TrainerSettings
     retrain: RetrainSettings
     gate: GateSettings
+    policy: PolicySettings
 
 
 class Retrained(NamedTuple):
@@ -147,28 +149,42 @@ def _meet_the_gate(
     if live is None:
         return Verdict("promoted", "no model is live yet", 0, None, None)
     champion = read_live(live)
-    unseen = later(champion.cut, cut)
-    clicks = _next_clicks(settings, unseen, stop=stop)
-    return judge(champion.serving, _challenger(written), clicks, settings.gate)
+    challenger = _challenger(written)
+    through_ms = max(one.manifest.trained_through_ms or 0 for one in (champion.serving, challenger))
+    log = _next_events(settings, later(champion.cut, cut), through_ms=through_ms, stop=stop)
+    return judge(champion.serving, challenger, log, Rules(settings.gate, settings.policy, settings.trainer))
 
 
 def _challenger(written: WrittenCheckpoint) -> ServingModel:
     return read_serving(written.path, sha256=written.manifest_sha256)
 
 
-def _next_clicks(settings: RetrainingSettings, unseen: Cut, *, stop: threading.Event) -> list[ClickExample]:
-    """Clicks behind both cuts, until there are enough to judge by or the wait is over."""
+def _next_events(settings: RetrainingSettings, unseen: Cut, *, through_ms: int, stop: threading.Event) -> Log:
+    """What comes behind both cuts, until there is enough to judge by or the wait is over.
+
+    Slates close later than their clicks come: where clicks come from slates, it waits for these a little longer.
+    """
+    gate = settings.gate
     reader = ExampleReader(settings.kafka, announcements_from={})
     reader.resume(unseen)
     clicks: list[ClickExample] = []
-    ends_at = time.monotonic() + settings.gate.wait_seconds
+    slates: list[SlateExample] = []
+    enough_at = time.monotonic()
+    ends_at = enough_at + gate.wait_seconds
     try:
-        while len(clicks) < settings.gate.min_events and time.monotonic() < ends_at and not stop.is_set():
+        while time.monotonic() < ends_at and not stop.is_set():
             read = reader.read(most=settings.trainer.max_batch, timeout_seconds=POLL_SECONDS)
             clicks += (one for one in read.examples if isinstance(one, ClickExample) and is_question(one))
+            slates += served_after([one for one in read.examples if isinstance(one, SlateExample)], through_ms)
+            if len(clicks) >= gate.min_events:
+                if len(slates) >= gate.min_slates or not any(click.served for click in clicks):
+                    break
+                ends_at = min(ends_at, enough_at + gate.slate_seconds)
+            else:
+                enough_at = time.monotonic()
     finally:
         reader.close()
-    return clicks
+    return Log(clicks, slates)
 
 
 def _promote(written: WrittenCheckpoint, kafka: KafkaSettings) -> ModelAnnouncement:

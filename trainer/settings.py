@@ -158,3 +158,9 @@ class GateSettings(Section):
     """Confidence of the interval for the difference in NDCG@10; its lower end must lie above -`tolerance`."""
     tolerance: Annotated[float, Field(ge=0.0)] = 0.0
     """How much worse in NDCG@10 the challenger may be at the lower end of the interval."""
+    min_slates: Annotated[int, Field(ge=0)] = 200
+    """Slates, served after both models were trained, for whose closing the gate waits where clicks come from slates."""
+    slate_seconds: Annotated[float, Field(ge=0.0)] = 60.0
+    """How long it waits for them once there are clicks enough, in seconds; at most `wait_seconds` in all."""
+    min_effective_impressions: Annotated[float, Field(ge=1.0)] = 100.0
+    """Effective sample size from which on the slates may reject a challenger that would have earned fewer clicks."""

@@ -23,7 +23,13 @@ def perform_retrain(
 ) -> None:
     """Does a claimed retrain in this process, to the gate's verdict; one that breaks off has failed, and why."""
     sections = RetrainingSettings(
-        settings.kafka, settings.stream, settings.model, settings.trainer, settings.retrain, settings.gate
+        settings.kafka,
+        settings.stream,
+        settings.model,
+        settings.trainer,
+        settings.retrain,
+        settings.gate,
+        settings.policy,
     )
     try:
         retrained = run_retrain(sections, checkpoints=settings.checkpoints, stop=stop, tell=tell)

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from model.estimators import Estimate, doubly_robust, effective_sample_size, ips, snips
+from model.estimators import Estimate, doubly_robust, effective_sample_size, ips, snips, snips_difference
 
 WEIGHTS = np.array([2.0, 0.5, 1.0, 0.0])
 REWARDS = np.array([1.0, 0.0, 1.0, 1.0])
@@ -109,3 +109,45 @@ def test_the_open_bandit_pipeline_says_the_same() -> None:
     assert ips(weight, reward, confidence=0.95).value == pytest.approx(0.5208333333333334, abs=1e-9)
     assert snips(weight, reward, confidence=0.95).value == pytest.approx(0.373134328358209, abs=1e-9)
     assert robust.value == pytest.approx(0.3020833333333333, abs=1e-9)
+
+
+def test_a_difference_is_that_of_the_two_values_and_of_a_policy_with_itself_none() -> None:
+    group_I = np.array([0, 0, 1, 1])
+    than_I = np.array([1.0, 1.0, 0.0, 2.0])
+
+    found = snips_difference(WEIGHTS, than_I, REWARDS, group_I=group_I, confidence=0.95)
+    itself = snips_difference(WEIGHTS, WEIGHTS, REWARDS, group_I=group_I, confidence=0.95)
+
+    assert found.value == pytest.approx(3 / 3.5 - 3 / 4)
+    assert found.effective_sample_size == pytest.approx(effective_sample_size(WEIGHTS))
+    assert (itself.low, itself.value, itself.high) == (0.0, 0.0, 0.0)
+
+
+def test_impressions_of_one_slate_that_are_clicked_together_say_as_much_as_one() -> None:
+    """Every impression five times over: the interval of the slates, not one that is narrower by the root of five."""
+    rng = np.random.default_rng(4)
+    weight_I, than_I = rng.exponential(size=(2, 500))
+    reward_I = (rng.random(500) < 0.3).astype(np.float64)
+    once = snips_difference(weight_I, than_I, reward_I, group_I=np.arange(500), confidence=0.95)
+
+    often = snips_difference(
+        *(np.repeat(array, 5) for array in (weight_I, than_I, reward_I)),
+        group_I=np.repeat(np.arange(500), 5),
+        confidence=0.95,
+    )
+
+    assert (often.low, often.value, often.high) == pytest.approx((once.low, once.value, once.high))
+
+
+def test_nineteen_of_twenty_intervals_of_a_difference_hold_the_truth() -> None:
+    truth = float((JUDGED - LOGGER) @ CLICK_RATE)
+    rng = np.random.default_rng(5)
+
+    def holds() -> bool:
+        item_I = rng.choice(3, size=1_000, p=LOGGER)
+        reward_I = (rng.random(1_000) < CLICK_RATE[item_I]).astype(np.float64)
+        weight_I, than_I = (JUDGED / LOGGER)[item_I], np.ones(1_000)
+        found = snips_difference(weight_I, than_I, reward_I, group_I=np.arange(1_000), confidence=0.95)
+        return found.low <= truth <= found.high
+
+    assert np.mean([holds() for _ in range(1_000)]) == pytest.approx(0.95, abs=0.03)

@@ -15,12 +15,13 @@ from model.checkpoint import ServingModel, read_serving
 from model.settings import ModelSettings
 from tests.trainer.clicks import clicks
 from trainer.cut import Cut
-from trainer.gate import decide, is_question, judge
+from trainer.gate import Log, Rules, decide, is_question, judge
 from trainer.learner import Learner
 from trainer.publish import write
 from trainer.settings import GateSettings, TrainerSettings
 
 GATE = GateSettings(min_events=50)
+RULES = Rules(GATE)
 MODEL = ModelSettings(max_length=8, units=16, blocks=1, dropout=0.0)
 
 
@@ -51,7 +52,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Sequence[ServingModel]:
 def test_a_better_challenger_is_promoted(models: Sequence[ServingModel]) -> None:
     poor, good = models
 
-    verdict = judge(poor, good, clicks(200, seed=1_000), GATE)
+    verdict = judge(poor, good, Log(clicks(200, seed=1_000)), RULES)
 
     assert verdict.status == "promoted"
     assert verdict.events == len([one for one in clicks(200, seed=1_000) if is_question(one)])
@@ -60,7 +61,7 @@ def test_a_better_challenger_is_promoted(models: Sequence[ServingModel]) -> None
 def test_a_worse_challenger_is_rejected_and_the_reason_is_said(models: Sequence[ServingModel]) -> None:
     poor, good = models
 
-    verdict = judge(good, poor, clicks(200, seed=1_000), GATE)
+    verdict = judge(good, poor, Log(clicks(200, seed=1_000)), RULES)
 
     assert verdict.status == "rejected"
     assert "not above" in verdict.reason
@@ -69,13 +70,13 @@ def test_a_worse_challenger_is_rejected_and_the_reason_is_said(models: Sequence[
 def test_a_challenger_that_is_no_better_is_rejected(models: Sequence[ServingModel]) -> None:
     _, good = models
 
-    assert judge(good, good, clicks(200, seed=1_000), GATE).status == "rejected"
+    assert judge(good, good, Log(clicks(200, seed=1_000)), RULES).status == "rejected"
 
 
 def test_too_few_clicks_decide_nothing(models: Sequence[ServingModel]) -> None:
     poor, good = models
 
-    verdict = judge(poor, good, clicks(40, seed=1_000), GATE)
+    verdict = judge(poor, good, Log(clicks(40, seed=1_000)), RULES)
 
     assert verdict.status == "undecided"
     assert "gate.min_events" in verdict.reason
