@@ -113,7 +113,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         """Where the fetcher stood when nothing taken from it was on its way between the threads."""
         self._is_rewinding = False
         self._seeks = 0
-        self._chunk_records: int = self.app.conf.broker_max_poll_records or DEFAULT_CHUNK_RECORDS
+        self.chunk_records: int = self.app.conf.broker_max_poll_records or DEFAULT_CHUNK_RECORDS
 
     def finished(self) -> Mapping[TP, int]:
         """Per partition, the offset before which everything is safe."""
@@ -219,7 +219,12 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, Sequence[Any]]:  # noqa: ASYNC109
         seeks = self._seeks
         wanted = {tp for tp in active_partitions or () if not self._must_wait(tp)}
-        if wanted != active_partitions:
+        if not wanted:
+            # To the fetcher no partition at all means every one.
+            await self.sleep(LOOK_AGAIN_SECONDS)
+            return {}
+        if wanted != active_partitions or not any(map(self._is_input, wanted)):
+            # Partitions are left out, or paused until tables are restored: that ends without this fetch being told.
             timeout = LOOK_AGAIN_SECONDS
         self._see_all_of(wanted)
         fetched = await super()._getmany(wanted, timeout)
@@ -262,7 +267,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         """Whether enough of a partition waits to be finished: the others come first, and memory stays bounded."""
         fetched = self._fetched.get(tp, 0)
         waiting = fetched - self._finished.get(tp, 0)
-        return waiting >= CHUNKS_AHEAD * self._chunk_records and fetched >= self._required.get(tp, 0)
+        return waiting >= CHUNKS_AHEAD * self.chunk_records and fetched >= self._required.get(tp, 0)
 
     async def _begin(self, never_committed: list[TP]) -> None:
         """Goes to the first record there is; Faust's own seek leaves these where they are."""

@@ -23,6 +23,8 @@ from stream.settings import KafkaSettings
 from stream.topics import EXAMPLES
 
 SPANS = "spans"
+FETCH_WAIT_MS = 20
+"""What a broker is asked next waits for the fetch before it."""
 Spans = Mapping[str, Span]
 """By the full name of the topic."""
 
@@ -56,28 +58,23 @@ async def read_debts(
     From then on none of them writes examples any more: the last one of each partition is written again, which is a
     repeat to every reader, and fences them out (`stream.batches`). Where no example ever stood, nothing is fenced.
     """
-    consumer = AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap_servers.split(","), enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=kafka.bootstrap_servers.split(","), enable_auto_commit=False, fetch_max_wait_ms=FETCH_WAIT_MS
+    )
     await consumer.start()
     try:
-        return {
-            partition: await _read_debt(consumer, kafka, partition, finished, writers(partition))
+        last = await _fenced_last(consumer, kafka.topic(EXAMPLES), partitions, writers)
+        spans = {
+            partition: spans_owed(
+                kafka,
+                last.get(partition),
+                {tp.topic: behind for tp, behind in finished.items() if tp.partition == partition},
+            )
             for partition in partitions
         }
+        return await _still_standing(consumer, spans)
     finally:
         await consumer.stop()
-
-
-async def _read_debt(
-    consumer: Any,  # noqa: ANN401 - aiokafka has no types
-    kafka: KafkaSettings,
-    partition: int,
-    finished: Mapping[TP, int],
-    writer: PartitionWriter,
-) -> Spans:
-    last = await _fenced_last(consumer, TopicPartition(kafka.topic(EXAMPLES), partition), writer)
-    spans = spans_owed(kafka, last, {tp.topic: behind for tp, behind in finished.items() if tp.partition == partition})
-    stand = [await _stands(consumer, TopicPartition(topic, partition), span) for topic, span in spans.items()]
-    return spans if all(stand) else {}
 
 
 def spans_owed(kafka: KafkaSettings, last: SentExample | None, finished: Mapping[str, int]) -> Spans:
@@ -95,36 +92,54 @@ def _spans_of(kafka: KafkaSettings, record: SentExample) -> Spans:
     return {kafka.topic(example_id.source): Span(0, example_id.offset + 1)}
 
 
-async def _fenced_last(consumer: Any, tp: TopicPartition, writer: PartitionWriter) -> Any:  # noqa: ANN401
-    """The last record, written again; what somebody wrote between reading and writing it is the last one instead."""
-    consumer.assign([tp])
-    # An assignment looks for its position by itself, and would overwrite a seek that comes before it has found one.
-    await consumer.position(tp)
-    first = (await consumer.beginning_offsets([tp]))[tp]
-    behind = (await consumer.end_offsets([tp]))[tp]
-    if first >= behind:
-        return None
-    last = await _record_at(consumer, tp, behind - 1)
-    again = await _write_again(writer, last)
-    if again is not None and again > behind:
-        last = await _record_at(consumer, tp, again - 1)
-        await _write_again(writer, last)
-    return last
+async def _fenced_last(
+    consumer: Any,  # noqa: ANN401 - aiokafka has no types
+    topic: str,
+    partitions: Iterable[int],
+    writers: Writers,
+) -> dict[int, Any]:
+    """The last record of each partition, written again; what somebody wrote between is the last one instead."""
+    tps = [TopicPartition(topic, partition) for partition in partitions]
+    first, behind = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+    last = await _records_at(consumer, {tp: behind[tp] - 1 for tp in tps if first[tp] < behind[tp]})
+    again = {tp: await _write_again(writers(tp.partition), record) for tp, record in last.items()}
+    between = {tp: offset - 1 for tp, offset in again.items() if offset is not None and offset > behind[tp]}
+    for tp, record in (await _records_at(consumer, between)).items():
+        last[tp] = record
+        await _write_again(writers(tp.partition), record)
+    return {tp.partition: record for tp, record in last.items()}
 
 
 async def _write_again(writer: PartitionWriter, record: Any) -> int | None:  # noqa: ANN401 - aiokafka's record
     return await writer.write(record.topic, [Message(record.key, record.value, list(record.headers))])
 
 
-async def _record_at(consumer: Any, tp: TopicPartition, offset: int) -> Any:  # noqa: ANN401 - aiokafka has no types
-    consumer.seek(tp, offset)
-    record = await consumer.getone()
-    assert record.offset == offset, "nobody but us writes here, and only whole records"
-    return record
+async def _records_at(consumer: Any, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, Any]:  # noqa: ANN401
+    """One record of each partition."""
+    if not offsets:
+        return {}
+    consumer.assign(list(offsets))
+    for tp, offset in offsets.items():
+        # An assignment looks for positions by itself, and would overwrite a seek that comes before it has found one.
+        await consumer.position(tp)
+        consumer.seek(tp, offset)
+    found: dict[TopicPartition, Any] = {}
+    while missing := [tp for tp in offsets if tp not in found]:
+        for tp, records in (await consumer.getmany(*missing, timeout_ms=1_000)).items():
+            found[tp] = records[0]
+            assert found[tp].offset == offsets[tp], "nobody but us writes here, and only whole records"
+    return found
 
 
-async def _stands(consumer: Any, tp: TopicPartition, span: Span) -> bool:  # noqa: ANN401 - aiokafka has no types
-    """What the topic holds no more is owed by nobody."""
-    first = (await consumer.beginning_offsets([tp]))[tp]
-    behind = (await consumer.end_offsets([tp]))[tp]
-    return bool(first < span.behind <= behind)
+async def _still_standing(consumer: Any, spans: Mapping[int, Spans]) -> dict[int, Spans]:  # noqa: ANN401
+    """Without what the topics hold no more, which is owed by nobody."""
+    tps = [TopicPartition(topic, partition) for partition, owed in spans.items() for topic in owed]
+    first, behind = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+
+    def stands(tp: TopicPartition, span: Span) -> bool:
+        return bool(first[tp] < span.behind <= behind[tp])
+
+    return {
+        partition: owed if all(stands(TopicPartition(topic, partition), span) for topic, span in owed.items()) else {}
+        for partition, owed in spans.items()
+    }
