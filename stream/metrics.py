@@ -15,4 +15,6 @@ CHUNK_RECORDS = Histogram(
 CHUNK_SECONDS = Histogram("sasrec_chunk_seconds", "From a chunk's arrival in the worker to its last acknowledgement")
 FORGOTTEN = Counter("sasrec_users_forgotten", "Users forgotten because they were inactive for too long")
 RESTORED = Counter("sasrec_states_restored", "Records of `sequences` read to fill the store of a worker")
-STALLED_SECONDS = Gauge("sasrec_stalled_seconds", "How long nothing has been finished though something waits")
+STALLED_SECONDS = Gauge(
+    "sasrec_stalled_seconds", "How long nothing has been finished of some partition though something waits"
+)

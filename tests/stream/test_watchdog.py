@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from stream.watchdog import Progress, StallClock
+from stream.watchdog import Progress, StallClock, StallClocks
 
 WORKING, IDLE = True, False
 
@@ -31,3 +31,13 @@ def test_a_rebalance_that_takes_partitions_away_is_no_stall() -> None:
     clock.stalled_for(Progress(7, WORKING), 10.0)
 
     assert clock.stalled_for(Progress(3, WORKING), 15.0) == 0.0
+
+
+def test_one_partition_that_stands_still_is_seen_while_the_others_move() -> None:
+    clocks = StallClocks()
+    for second in range(4):
+        stalled = clocks.stalled_for({0: Progress(second, WORKING), 1: Progress(7, WORKING)}, float(second))
+
+    assert stalled == {0: 0.0, 1: 3.0}
+    assert clocks.stalled_for({0: Progress(9, WORKING)}, 4.0) == {0: 0.0}
+    assert clocks.stalled_for({1: Progress(7, WORKING)}, 5.0) == {1: 0.0}, "it went to somebody else and came back"
