@@ -12,7 +12,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from stream.app import create_app
-from stream.chunks import RESTORED, Chunk, Consumer, restore_with
+from stream.chunks import RESTORED, Chunk, Consumer, restore_with, take_over_with
 from stream.settings import KafkaSettings, StreamSettings
 
 CLICKS = TP("recs.clicks", 0)
@@ -35,7 +35,7 @@ class Broker(mode.Service):  # type: ignore[misc] # mode has no types
 
     async def getmany(self, tps: set[TP], _timeout: float) -> dict[TP, list[Any]]:
         await self.meanwhile()
-        return {tp: records for tp, records in self.brings.items() if tp in tps}
+        return {tp: records for tp, records in self.brings.items() if tp in tps or not tps}
 
     async def earliest_offsets(self, *tps: TP) -> dict[TP, int]:
         return dict.fromkeys(tps, 3)
@@ -44,6 +44,9 @@ class Broker(mode.Service):  # type: ignore[misc] # mode has no types
 
     def reached(self, _tp: TP) -> int:
         return self.behind
+
+    def has_more(self, _tp: TP) -> bool:
+        return False
 
 
 class Unconnected(Consumer):
@@ -205,6 +208,42 @@ async def test_a_partition_of_which_enough_waits_is_not_fetched_until_some_is_fi
     finish(consumer, first)
     assert [message.offset for message in await consumer.fetch(14, 15)] == [15]
     assert second.value.next == 14
+
+
+async def test_what_was_taken_from_the_fetcher_is_more_to_come_before_anybody_has_seen_it(
+    consumer: Unconnected,
+) -> None:
+    seen: list[bool] = []
+
+    async def take() -> None:
+        seen.append(consumer.has_more(CLICKS, 10))
+        consumer.broker.behind = 12
+        seen.append(consumer.has_more(CLICKS, 10))
+
+    consumer.broker.behind, consumer.broker.meanwhile = 10, take
+    [message] = await consumer.fetch(10, 11)
+    finish(consumer, message)
+
+    assert seen == [False, True]
+    assert not consumer.has_more(CLICKS, 12)
+
+
+async def test_whoever_had_partitions_is_kept_from_writing_before_they_are_read(
+    consumer: Unconnected, app: faust.App
+) -> None:
+    order: list[object] = []
+
+    async def take_over(partitions: set[int]) -> None:
+        order.append(partitions)
+
+    async def begin(_assigned: set[TP], _generation: int) -> None:
+        order.append("read")
+
+    take_over_with(app, take_over)
+    consumer._on_partitions_assigned = begin
+    await consumer.on_partitions_assigned({CLICKS, CHANGELOG}, GENERATION)
+
+    assert order == [{0}, "read"]
 
 
 async def test_what_is_required_is_fetched_however_much_waits(app: faust.App) -> None:

@@ -52,6 +52,19 @@ def places(batch: Batch | None) -> list[tuple[str, int]]:
     return [(record.topic, record.offset) for record in batch.records]
 
 
+def test_no_more_records_are_taken_than_are_wanted_and_the_rest_comes_next() -> None:
+    queue = intake()
+    queue.put(message(CLICKS, 0, 10, 20), finished=0)
+    queue.put(message(SLATES, 5, 10, 30), finished=5)
+
+    batch = queue.take(nothing_more, most=3)
+
+    assert batch is not None
+    assert places(batch) == [(SLATES, 5), (CLICKS, 0), (CLICKS, 1)]
+    assert [ended.topic for ended in batch.ended] == [CLICKS]
+    assert places(queue.take(nothing_more, most=3)) == [(SLATES, 6)]
+
+
 def test_topics_are_merged_in_the_order_of_their_timestamps_and_slates_come_first_among_equals() -> None:
     queue = intake()
     queue.put(message(CLICKS, 0, 10, 20), finished=0)

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,10 +170,10 @@ def clicks(count: int, *, users: int = 20, since: int = 0) -> list[Click]:
     return [again for number, event in enumerate(events) for again in [event] * (2 if number % 7 == 0 else 1)]
 
 
-def visits(count: int, *, users: int = 20) -> list[Click | Impression | Recommendation]:
+def visits(count: int, *, users: int = 20, since: int = 0) -> list[Click | Impression | Recommendation]:
     """Users are served two items, see both, and choose one."""
     events: list[Click | Impression | Recommendation] = []
-    for number in range(count):
+    for number in range(since, since + count):
         user, at_ms, name = f"user-{number % users}", START_MS + number * 1_000, f"slate-{number}"
         items = f"item-{number % 37}", f"item-{(number + 1) % 37}"
         slots = tuple(RecommendedItem(item_id=item, position=slot) for slot, item in enumerate(items))
@@ -294,6 +297,37 @@ def test_a_worker_that_was_paused_past_its_time_writes_nothing_when_it_wakes(
     states, examples = undisturbed(kafka)
     assert sequences(kafka) == states
     assert learnt(kafka) == examples
+
+
+def test_through_kills_at_random_every_message_ends_in_one_account(
+    kafka: KafkaSettings, start_worker: StartWorker, wait_until: WaitUntil
+) -> None:
+    dice = random.Random(3)
+    for nth in range(4):
+        send(kafka, [*visits(300, since=nth * 300), *clicks(300, users=30, since=10_000 + nth * 300)])
+        with producer(kafka) as client:
+            for partition in PARTITIONS:
+                client.send(kafka.topic(CLICKS), key=b"u", value=b"{", partition=partition)
+            client.flush()
+        worker = start_worker()
+        wait_until(functools.partial(has_more, kafka, len(records(kafka, SEQUENCES))))
+        time.sleep(dice.uniform(0, 0.05))  # reason: a random moment
+        kill(worker)
+    worker = start_worker()
+    wait_until(lambda: is_finished(kafka))
+
+    assert stop(worker) == 0
+    ledger = {(line.topic, line.partition): line for line in read_accounts(kafka)}
+    assert not [line for line in ledger.values() if line.waiting]
+    for name in (CLICKS, IMPRESSIONS, RECOMMENDATIONS):
+        read = Counter(record.partition for record in records(kafka, name))
+        assert {partition: ledger[name, partition].came_in for partition in PARTITIONS} == read
+    dead = [ledger[CLICKS, partition].outcomes["dead"] for partition in PARTITIONS]
+    assert dead == [4, 4]
+    known = Counter(line.topic for line in ledger.values() for _ in range(line.outcomes.get("applied", 0)))
+    assert known == {CLICKS: 1_200 + 1_200, IMPRESSIONS: 1_200, RECOMMENDATIONS: 1_200}
+    told = learnt(kafka)
+    assert sum(isinstance(example, ClickExample) for example in told) == known[CLICKS]
 
 
 UNREADABLE: dict[str, tuple[bytes | None, bytes | None, bytes]] = {
