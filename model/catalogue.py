@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Annotated
 
 import msgspec
@@ -104,8 +105,7 @@ class Catalogue:
 
         Look rows up after the last `admit` of a micro-batch: an admission may evict an item looked up before.
         """
-        get = self._row_by_id.get
-        return np.array([get(item_id, PADDING) for item_id in item_ids], dtype=np.int64)
+        return np.fromiter(map(self._row_by_id.get, item_ids, repeat(PADDING)), dtype=np.int64)
 
     def item_of(self, row: int) -> str:
         """The id in a row.

@@ -84,13 +84,13 @@ class TransitionCounts:
 
     def _count_step(self, last: int, key: int) -> None:
         used = int(self._used[last])
-        place = np.flatnonzero(self._next[last][:used] == key)
+        place = (self._next[last][:used] == key).nonzero()[0]
         if place.size:
             self._count[last][place[0]] += 1
             return
         if used == len(self._next[last]):
-            self._next[last] = np.resize(self._next[last], max(4, 2 * used))
-            self._count[last] = np.resize(self._count[last], max(4, 2 * used))
+            self._next[last] = np.concatenate((self._next[last], np.zeros(max(4, used), dtype=np.int64)))
+            self._count[last] = np.concatenate((self._count[last], np.zeros(max(4, used), dtype=np.int32)))
         self._next[last][used], self._count[last][used] = key, 1
         self._used[last] += 1
         self.pairs += 1

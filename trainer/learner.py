@@ -11,6 +11,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -299,7 +300,7 @@ class Learner:
 
     def _admit(self, clicks: Sequence[ClickExample]) -> None:
         sequences = [(*click.context, click.item_id) for click in clicks]
-        seen = dict.fromkeys(item for sequence in sequences for item in sequence)
+        seen = dict.fromkeys(chain.from_iterable(sequences))
         if self.settings.admit_after > 1:
             entitled = self.entitled(click.item_id for click in clicks)
             seen = {item: None for item in seen if item in entitled or self.catalogue.row_of(item) != PADDING}
