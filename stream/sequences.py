@@ -1,12 +1,15 @@
 """What is kept of a user: the sequence, the slates, the offsets folded in, the accounts.
 
 One `UserState` is one row of the Faust table and one record on `sequences`, in MessagePack: arrays in field order, no
-field names, times as gaps. New fields are appended with a default, so that older records stay readable.
+field names, times as gaps. New fields are appended with a default, so that older records stay readable. Before it stand
+two bytes that no MessagePack begins with, and that say how items and gaps are packed; without them stand the records of
+the first version, which are read as well.
 """
 
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Iterable
 from itertools import accumulate, pairwise
 from typing import get_args
@@ -14,6 +17,7 @@ from typing import get_args
 import msgspec
 
 from stream.events import Cause, PropensityKind, Source
+from stream.packing import pack, unpack
 from stream.topics import CLICKS
 
 SECOND_MS = 1_000
@@ -206,23 +210,120 @@ def with_fresh_cause(state: UserState, now_ms: int) -> UserState:
     return msgspec.structs.replace(state, click=None)
 
 
+PACKED = b"\xc1\x02"
+"""Begins a state whose items and times are packed: 0xC1 stands nowhere in MessagePack, then comes the version."""
+_VERSION_BYTES = len(PACKED)
+_MAX_UINT32 = (1 << 32) - 1
+
+
+class PackedTimes(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """`Times` as they are written: gaps of milliseconds take four bytes each where they fit, MessagePack five."""
+
+    newest_ms: int = 0
+    gaps: tuple[int, ...] | bytes = ()
+    unit_ms: int = SECOND_MS
+
+
+class _PackedState(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """`UserState` as it is written; what is not packed is as there."""
+
+    items: bytes = b""
+    times: PackedTimes = PackedTimes()
+    clicks_applied: int = 0
+    applied: Applied = Applied()
+    click: tuple[int, int, int] | None = None
+    clock_ms: int = 0
+    event_ids: bytes = b""
+    accounts: Accounts = Accounts()
+    slates: tuple[Slate, ...] = ()
+    closed: tuple[Slate, ...] = ()
+    parked: tuple[ParkedClick, ...] = ()
+    inherited: Inherited | None = None
+
+
 _encoder = msgspec.msgpack.Encoder()
 
 
 @functools.cache
-def _decoder() -> msgspec.msgpack.Decoder[UserState]:
+def _decoder() -> msgspec.msgpack.Decoder[_PackedState]:
+    return msgspec.msgpack.Decoder(_PackedState)
+
+
+@functools.cache
+def _first_decoder() -> msgspec.msgpack.Decoder[UserState]:
     return msgspec.msgpack.Decoder(UserState)
 
 
 def encode_state(state: UserState) -> bytes:
-    """MessagePack; the same state is always the same bytes."""
-    return _encoder.encode(state)
+    """The same state is always the same bytes."""
+    packed = _PackedState(
+        pack(state.items),
+        _packed_times(state.times),
+        state.clicks_applied,
+        state.applied,
+        state.click,
+        state.clock_ms,
+        state.event_ids,
+        state.accounts,
+        state.slates,
+        state.closed,
+        state.parked,
+        state.inherited,
+    )
+    return PACKED + _encoder.encode(packed)
 
 
 def decode_state(raw: bytes) -> UserState:
-    """Reads what `encode_state` wrote.
+    """Reads what `encode_state` wrote, this version's or an earlier one's.
 
     Raises:
-        msgspec.DecodeError: not a user's state.
+        msgspec.DecodeError: not a user's state, or that of a later version.
     """
-    return _decoder().decode(raw)
+    if not is_packed(raw):
+        return _first_decoder().decode(raw)
+    packed = _decoder().decode(raw[_VERSION_BYTES:])
+    try:
+        items, times = unpack(packed.items), _unpacked_times(packed.times)
+    except (ValueError, IndexError, struct.error) as error:
+        raise msgspec.DecodeError(f"items or times of the state are not as they are packed: {error}") from error
+    return UserState(
+        items,
+        times,
+        packed.clicks_applied,
+        packed.applied,
+        packed.click,
+        packed.clock_ms,
+        packed.event_ids,
+        packed.accounts,
+        packed.slates,
+        packed.closed,
+        packed.parked,
+        packed.inherited,
+    )
+
+
+def is_packed(raw: bytes) -> bool:
+    """Whether a state is of this version; the first one had no number.
+
+    Raises:
+        msgspec.DecodeError: it is of a later version.
+    """
+    if raw[:1] != PACKED[:1]:
+        return False
+    if raw[:_VERSION_BYTES] != PACKED:
+        raise msgspec.DecodeError(f"a state of version {raw[1:_VERSION_BYTES].hex()}, written by a later sasrec-stream")
+    return True
+
+
+def _packed_times(times: Times) -> PackedTimes:
+    gaps = times.gaps
+    if times.unit_ms == SECOND_MS or not gaps or max(gaps) > _MAX_UINT32:
+        return PackedTimes(times.newest_ms, gaps, times.unit_ms)
+    return PackedTimes(times.newest_ms, struct.pack(f"<{len(gaps)}I", *gaps), times.unit_ms)
+
+
+def _unpacked_times(packed: PackedTimes) -> Times:
+    gaps = packed.gaps
+    if isinstance(gaps, bytes):
+        gaps = struct.unpack(f"<{len(gaps) // 4}I", gaps)
+    return Times(packed.newest_ms, gaps, packed.unit_ms)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from deploy.scoring.histories import Histories, History, decode_history
 from stream.sequences import UserState, encode_state, times_of
 
@@ -13,12 +15,18 @@ def state(*items: str, click: tuple[int, int, int] | None = None) -> History:
 
 
 def test_a_history_is_the_beginning_of_a_users_state() -> None:
-    assert UserState.__struct_fields__[: len(History.__struct_fields__)] == History.__struct_fields__
+    assert UserState.__struct_fields__[1 : len(History.__struct_fields__)] == History.__struct_fields__[1:]
 
     history = state("x", "y", click=(1, 2, 3))
 
     assert history.items == ("x", "y")
     assert history.cause == UserState(items=("x", "y"), click=(1, 2, 3)).cause
+
+
+def test_the_history_of_a_state_of_the_first_version_reads_alike() -> None:
+    whole = UserState(items=("x-1", "x-22"), clicks_applied=2, click=(1, 2, 3), times=times_of([1_000, 2_000]))
+
+    assert decode_history(msgspec.msgpack.encode(whole)) == decode_history(encode_state(whole))
 
 
 def test_the_newest_state_counts_and_an_unknown_user_has_had_nothing() -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.events import Cause
-from stream.sequences import Times, UserState, decode_state, encode_state, times_of
+from stream.sequences import Accounts, Applied, Times, UserState, decode_state, encode_state, times_of
 from stream.topics import CLICKS
 
 ascending = st.lists(st.integers(0, 4_000_000_000_000), min_size=1, max_size=20).map(sorted)
@@ -46,6 +48,49 @@ def test_a_user_of_fifty_interactions_takes_less_than_600_bytes() -> None:
     )
 
     assert len(encode_state(state)) < 600
+
+
+def test_fifty_clicks_hours_apart_on_long_ids_take_less_than_600_bytes() -> None:
+    hours_apart = [1_700_000_000_123 + number * 7_200_007 for number in range(50)]
+    state = UserState(
+        items=tuple(f"item-{10_000 + number}" for number in range(50)),
+        times=times_of(hours_apart),
+        clicks_applied=50,
+        applied=Applied(1_234_567, 7_654_321, 1_234_567),
+        click=(3, 1_234_567, 1_700_000_000_000),
+        clock_ms=hours_apart[-1],
+        event_ids=bytes(64),
+        accounts=Accounts(clicks_duplicate=100, items_seen=1_000, items_expired=900),
+    )
+
+    assert len(encode_state(state)) < 600
+
+
+@given(ascending | whole_seconds, st.sampled_from(["", "item-", "x"]))
+def test_a_state_of_the_first_version_reads_like_one_of_this(times_ms: list[int], beginning: str) -> None:
+    state = UserState(items=tuple(f"{beginning}{at_ms}" for at_ms in times_ms), times=times_of(times_ms), clock_ms=7)
+
+    assert decode_state(msgspec.msgpack.encode(state)) == decode_state(encode_state(state)) == state
+
+
+def test_the_bytes_of_this_version_do_not_change() -> None:
+    state = UserState(items=("item-7", "item-12"), times=times_of([1_000, 2_001]), clicks_applied=2)
+
+    assert encode_state(state).hex() == (
+        "c1029cc40901056974656d2d7a1293cd07d1c404e9030000010293ffffffc000c4009b0000000000000000000000909090c0"
+    )
+
+
+def test_a_state_of_a_later_version_is_refused_in_words() -> None:
+    with pytest.raises(msgspec.DecodeError, match="written by a later sasrec-stream"):
+        decode_state(b"\xc1\x03\x9c")
+
+
+def test_a_state_whose_items_are_packed_otherwise_is_no_state() -> None:
+    broken = encode_state(UserState(items=("a", "b"))).replace(b"\x00\x92\xa1a\xa1b", b"\x09\x92\xa1a\xa1b")
+
+    with pytest.raises(msgspec.DecodeError, match="not as they are packed"):
+        decode_state(broken)
 
 
 def test_a_state_written_before_a_field_was_added_still_reads() -> None:
