@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import psutil
 
+from deploy.local.kafka_cache import one_at_a_time
 from deploy.local.kafka_classes import forget_archive, with_archive
 from deploy.local.kafka_fetch import Report
 from deploy.local.kafka_jvm import Jvm, find_jvm
@@ -77,7 +78,10 @@ class LocalKafka:
         if self.is_running:
             wait_for_answer(self._folder, lambda: self.is_running)
         else:
-            self._start_with_archive(find_jvm(self._report))
+            jvm = find_jvm(self._report)
+            # Two that start at once would find the same port free, and the clients of one talk to the other's broker.
+            with one_at_a_time("starting-kafka"):
+                self._start_with_archive(jvm)
         return self.bootstrap_servers
 
     def stop(self) -> None:

@@ -23,6 +23,14 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def one_at_a_time(what: str) -> Iterator[None]:
+    """Waits until no other process of this user does the same, and keeps them from it."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with _locked(cache_folder() / f"{what}.lock"):
+        yield
+
+
 def made_once(folder: Path, fill: Callable[[Path], None]) -> Path:
     """The folder, filled by `fill` unless it stands already.
 

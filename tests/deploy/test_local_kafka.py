@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,22 @@ def test_a_broker_that_stops_by_itself_is_seen_as_stopped(local: LocalKafka, wai
     psutil.Process(pid).send_signal(signal.SIGKILL)
 
     wait_until(lambda: not local.is_running)
+
+
+def test_two_that_start_at_once_and_want_the_same_port_get_brokers_of_their_own(tmp_path: Path) -> None:
+    wanted = free_port()
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "server.properties").write_text(f"advertised.listeners=PLAINTEXT://{HOST}:{wanted}\n")
+    brokers = [LocalKafka(folder) for folder in folders]
+
+    try:
+        with ThreadPoolExecutor() as pool:
+            servers = list(pool.map(LocalKafka.start, brokers))
+        assert len(set(servers)) == 2
+        assert f"{HOST}:{wanted}" in servers
+        assert all(broker.is_running for broker in brokers)
+    finally:
+        for broker in brokers:
+            broker.kill()
