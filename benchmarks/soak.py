@@ -103,6 +103,7 @@ class Soaked(NamedTuple):
 def soak(*, items: int, users: int, seconds: float, folder: Path) -> Soaked:
     """Fills the table, then learns for so long."""
     world = World(items, users)
+    _warm_up()
     empty = _resident()
     learner = Learner(ModelSettings(), TrainerSettings(max_items=items))
     learner.admit(f"item-{number}" for number in range(items))
@@ -133,6 +134,14 @@ def soak(*, items: int, users: int, seconds: float, folder: Path) -> Soaked:
         resumed=resumed.learner.catalogue.same_as(learner.catalogue),
         peak_mib=_peak(),
     )
+
+
+def _warm_up() -> None:
+    """What a process has once, whatever it learns: libraries, kernels, threads."""
+    learner = Learner(ModelSettings(), TrainerSettings())
+    small = World(5_000, 500)
+    for _ in range(2):
+        learner.learn(small.batch(learner.settings.max_batch))
 
 
 def _write(learner: Learner, folder: Path, *, version: int) -> tuple[int, float]:

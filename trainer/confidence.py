@@ -2,7 +2,7 @@
 
 Clicks carry weights (a sample stands for more than itself) and come in clusters, the users. The variance of the mean
 m = sum w x / sum w is that of a ratio of cluster totals (Cochran, Sampling Techniques, 1977, chapter 6):
-U / (U - 1) sum_u (sum_i w (x - m))^2 / (sum w)^2. Shapes: N clicks, U users.
+U / (U - 1) sum_u (sum_i w (x - m))^2 / (sum w)^2. Shapes: N clicks, U users, M values.
 """
 
 from __future__ import annotations
@@ -33,18 +33,23 @@ class Spread(NamedTuple):
     users: float
 
 
-def spread(
-    value_N: Float[np.ndarray, " N"], weight_N: Float[np.ndarray, " N"], user_N: Int[np.ndarray, " N"]
-) -> Spread:
-    """Of at least one click; users are numbered from 0, not every number need occur."""
-    total = float(weight_N.sum())
-    mean = float((weight_N * value_N).sum()) / total
-    weight_U = np.bincount(user_N, weights=weight_N)
-    residual_U = np.bincount(user_N, weights=weight_N * (value_N - mean))
-    users = np.count_nonzero(weight_U)
+def spreads(
+    value_NM: Float[np.ndarray, "N M"], weight_N: Float[np.ndarray, " N"], user_N: Int[np.ndarray, " N"]
+) -> list[Spread]:
+    """Of each of M values of at least one click."""
+    order_N = np.argsort(user_N, kind="stable")
+    start_U = np.flatnonzero(np.diff(user_N[order_N], prepend=user_N.min() - 1))
+    weight_N1, value_NM = weight_N[order_N, None], value_NM[order_N]
+    total, users = float(weight_N.sum()), len(start_U)
+    mean_M = (weight_N1 * value_NM).sum(axis=0) / total
+    weight_U = np.add.reduceat(weight_N1[:, 0], start_U)
+    residual_UM = np.add.reduceat(weight_N1 * (value_NM - mean_M), start_U, axis=0)
     correction = users / (users - 1) if users > 1 else math.inf
-    variance = correction * float((residual_U**2).sum()) / total**2 if users > 1 else math.inf
-    return Spread(mean, variance, total**2 / float((weight_U**2).sum()))
+    variance_M = correction * (residual_UM**2).sum(axis=0) / total**2 if users > 1 else np.full(len(mean_M), math.inf)
+    equal_users = total**2 / float((weight_U**2).sum())
+    return [
+        Spread(mean, variance, equal_users) for mean, variance in zip(mean_M.tolist(), variance_M.tolist(), strict=True)
+    ]
 
 
 def of_mean(found: Spread, *, low: float, high: float) -> Estimate:

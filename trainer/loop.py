@@ -50,7 +50,7 @@ from trainer.workplace import Workplace, digest_of
 
 FAR_BEHIND_BATCHES = 10
 """Lag, in full micro-batches, from which on catching up is worth a line in the log."""
-SHOW_SECONDS = 1.0
+SHOW_SECONDS = 2.0
 """Between looks at how well clicks were foreseen, for the metrics."""
 GOOD_WHILE_BATCHES = 200
 """Micro-batches after a roll-back, without another, after which it is forgotten."""
@@ -228,7 +228,7 @@ class TrainerLoop:
             _log.info("caught up", lag=lag)
 
     def _show_foresight(self) -> None:
-        """At most every second, and the last time when there is nothing more to learn."""
+        """Every few seconds at most, and the last time when there is nothing more to learn."""
         batches, now = self.learner.guard.batches, time.monotonic()
         if batches != self._shown_batches and now >= self._shown_at + SHOW_SECONDS:
             metrics.observe_foresight(self.learner.prequential, items=len(self.learner.catalogue))

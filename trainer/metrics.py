@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import Counter, Gauge, Histogram
 
+from trainer.confidence import Estimate
 from trainer.learner import Learner, Learnt
-from trainer.prequential import KINDS, METRICS, RANKERS, Prequential
+from trainer.prequential import KINDS, METRICS, RANKERS, Kind, Prequential
 
 EXAMPLES_TRAINED = Counter("sasrec_examples_trained_total", "Examples that changed the model.")
 EXAMPLES_DROPPED = Counter(
@@ -128,8 +131,7 @@ def observe_micro_batch(learner: Learner, learnt: Learnt) -> None:
 
 def observe_foresight(prequential: Prequential, *, items: int) -> None:
     """Shows how well clicks were foreseen. It costs milliseconds: not for every micro-batch."""
-    PREQUENTIAL_FIGURE.clear()
-    PREQUENTIAL_LEAD.clear()
+    _show_clicks(prequential)
     overall = dict(zip(METRICS, (PREQUENTIAL_HR10, PREQUENTIAL_NDCG10, PREQUENTIAL_MRR), strict=True))
     for figure in prequential.figures():
         for bound, value in figure.estimate._asdict().items():
@@ -141,7 +143,23 @@ def observe_foresight(prequential: Prequential, *, items: int) -> None:
             PREQUENTIAL_LEAD.labels(lead.over, lead.kind, bound).set(value)
     for ranker in RANKERS:
         PREQUENTIAL_COVERAGE.labels(ranker).set(prequential.coverage(ranker, items=items))
+
+
+def _show_clicks(prequential: Prequential) -> None:
     for kind in KINDS:
-        PREQUENTIAL_CLICKS.labels(kind).set(prequential.asked(kind)[0])
-    asked, stood_for = prequential.asked()
-    PREQUENTIAL_SHARE.set(asked / stood_for if asked else 1.0)
+        clicks, stood_for = prequential.asked(kind)
+        PREQUENTIAL_CLICKS.labels(kind).set(clicks)
+        if kind == "all":
+            PREQUENTIAL_SHARE.set(clicks / stood_for if clicks else 1.0)
+        if not clicks:
+            _forget(kind)
+
+
+def _forget(kind: Kind) -> None:
+    """NaN for what the window no longer has: a figure that stays would be taken for a new one."""
+    for bound in Estimate._fields:
+        for ranker in RANKERS:
+            for metric in METRICS:
+                PREQUENTIAL_FIGURE.labels(metric, ranker, kind, bound).set(math.nan)
+        for over in RANKERS[1:]:
+            PREQUENTIAL_LEAD.labels(over, kind, bound).set(math.nan)

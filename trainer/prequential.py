@@ -13,6 +13,7 @@ items of a list.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -20,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from model.catalogue import PADDING
 from trainer.baselines import Events, Popular, Transitions
-from trainer.confidence import Estimate, Spread, of_mean, of_share, spread
+from trainer.confidence import Estimate, Spread, of_mean, of_share, spreads
 from trainer.settings import TrainerSettings
 
 Ranker = Literal["sasrec", "popular", "transitions"]
@@ -83,8 +84,8 @@ class Judged(NamedTuple):
     """Index into USER_LENGTHS."""
     weight_N: Float[np.ndarray, " N"]
 
-    def where(self, choice: Bool[np.ndarray, " N"] | slice) -> Judged:
-        """Some of them."""
+    def where(self, choice: np.ndarray | slice) -> Judged:
+        """Some of them, or all in another order."""
         return Judged(*(array[choice] for array in self))
 
     def then(self, more: Judged) -> Judged:
@@ -255,19 +256,19 @@ class Prequential:
 
     def figures(self) -> Iterator[Figure]:
         """Every metric of every ranker for every kind of clicks that the window has, with confidence."""
-        for kind, judged, user_N in self._kinds():
-            for ranker, rank_N in zip(RANKERS, judged.rank_NK.T, strict=True):
-                for metric in METRICS:
-                    found = spread(VALUES[metric](rank_N), judged.weight_N, user_N)
-                    yield Figure(metric, ranker, kind, _estimate(metric, found))
+        for kind, judged in self._kinds():
+            value_NM = np.concatenate([VALUES[metric](judged.rank_NK) for metric in METRICS], axis=1)
+            found = spreads(value_NM, judged.weight_N, judged.user_N)
+            for (metric, ranker), one in zip(product(METRICS, RANKERS), found, strict=True):
+                yield Figure(metric, ranker, kind, _estimate(metric, one))
 
     def leads(self) -> Iterator[Lead]:
         """Of the network over each baseline, click by click, for every kind of clicks that the window has."""
-        for kind, judged, user_N in self._kinds():
+        for kind, judged in self._kinds():
             gain_NK = gains(judged.rank_NK)
-            for place, ranker in enumerate(RANKERS[1:], start=1):
-                found = spread(gain_NK[:, 0] - gain_NK[:, place], judged.weight_N, user_N)
-                yield Lead(ranker, kind, of_mean(found, low=-1.0, high=1.0))
+            found = spreads(gain_NK[:, :1] - gain_NK[:, 1:], judged.weight_N, judged.user_N)
+            for ranker, one in zip(RANKERS[1:], found, strict=True):
+                yield Lead(ranker, kind, of_mean(one, low=-1.0, high=1.0))
 
     def asked(self, kind: Kind = "all") -> tuple[int, float]:
         """Clicks of the window that were asked about, and how many they stand for."""
@@ -280,12 +281,12 @@ class Prequential:
         shown = np.count_nonzero(self._shown_KR[RANKERS.index(ranker)] >= max(1, since))
         return shown / max(1, items)
 
-    def _kinds(self) -> Iterator[tuple[Kind, Judged, Int[np.ndarray, " N"]]]:
-        user_W = np.unique(self._window.user_N, return_inverse=True)[1]
+    def _kinds(self) -> Iterator[tuple[Kind, Judged]]:
+        by_user = self._window.where(np.argsort(self._window.user_N, kind="stable"))
         for kind in KINDS:
-            belongs_W = self._window.of_kind(kind)
+            belongs_W = by_user.of_kind(kind)
             if belongs_W.any():
-                yield kind, self._window.where(belongs_W), user_W[belongs_W]
+                yield kind, by_user.where(belongs_W)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Part of the checkpoint."""

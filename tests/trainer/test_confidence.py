@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer.confidence import of_mean, of_share, spread
+from trainer.confidence import Spread, of_mean, of_share, spreads
 
 TRIALS = 400
+
+
+def spread(value_N: np.ndarray, weight_N: np.ndarray, user_N: np.ndarray) -> Spread:
+    return spreads(value_N[:, None], weight_N, user_N)[0]
 
 
 @pytest.mark.parametrize("users", [400, 40], ids=["each user once", "ten clicks of each user"])
