@@ -111,6 +111,22 @@ class Draft:
                 self._close(former)
         return "applied"
 
+    def drop_oldest(self) -> bool:
+        """Lets go of the oldest that is kept, in the order of `stream.bounding`; False where only one item is left."""
+        if self.closed:
+            del self.closed[min(self.closed.values(), key=slates.age_order).request_id]
+        elif self.open:
+            self._close(min(self.open.values(), key=slates.age_order))
+        elif self.parked:
+            click = self.parked.pop(0)
+            self._teach_click(click, served=slates.served_by_somebody(click))
+        elif len(self.state.items) > 1:
+            times = self.state.times
+            self.state = replace(self.state, items=self.state.items[1:], times=replace(times, gaps=times.gaps[1:]))
+        else:
+            return False
+        return True
+
     def _slates(self) -> list[Slate]:
         return [*self.open.values(), *self.closed.values()]
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from stream.bounding import Sizes, bounded
 from stream.dead_letters import DeadLetter, RawRecord, Reason, UnreadableError, dead_letter
 from stream.deadlines import DeadlineChanges, changed_deadlines
 from stream.decoding import decode_event
@@ -77,8 +78,8 @@ class FoldedBatch(NamedTuple):
     """What changes of the store's deadlines."""
 
 
-_Readable = tuple[bytes, Any, Arrival]
-"""Key, event, arrival: a plain tuple, because every event makes one."""
+_Readable = tuple[bytes, Any, Arrival, int]
+"""Key, event, arrival and bytes of the record: a plain tuple, because every event makes one."""
 _NEW = UserState()
 
 
@@ -97,11 +98,11 @@ class Folder:
         readable = self._decode(records, folded)
         horizon_ms = _horizon_ms(readable, marks)
         soon = self._due_soon(rows, marks, horizon_ms, len(readable))
-        batch = _Batch(rows, [key for key, _, _ in readable], [key for _, key in soon.entries])
+        batch = _Batch(rows, [key for key, _, _, _ in readable], [key for _, key in soon.entries], self._stream)
         clock = EventClock(marks)
         sweep = Sweep(clock, soon, self._stream, horizon_ms=horizon_ms)
-        for key, event, arrival in readable:
-            self._fold_one(batch, sweep, key, event, arrival, folded)
+        for one in readable:
+            self._fold_one(batch, sweep, one, folded)
         deadlines = changed_deadlines(batch.before, batch.states, sweep.visited, self._stream)
         next_due_ms = min(soon.rest_ms, sweep.earliest_ms(), deadlines.earliest_ms)
         applied = _applied_through(readable, marks.applied)
@@ -111,26 +112,22 @@ class Folder:
             deadlines=deadlines,
         )
 
-    def _fold_one(
-        self,
-        batch: _Batch,
-        sweep: Sweep,
-        key: bytes,
-        event: Any,  # noqa: ANN401 - of the kind that its topic holds
-        arrival: Arrival,
-        folded: FoldedBatch,
-    ) -> None:
+    def _fold_one(self, batch: _Batch, sweep: Sweep, one: _Readable, folded: FoldedBatch) -> None:
+        key, event, arrival, event_bytes = one
         if is_behind(folded.marks.applied, arrival.source, arrival.offset):
             # The user's state says so as well, unless the user has been forgotten since.
             folded.outcomes[arrival.source, "repeated"] += 1
             return
-        state = batch.states[key]
-        applied = SOURCES[arrival.source].apply(state or _NEW, event, arrival, self._stream)
-        batch.states[key] = applied.state
+        applied = SOURCES[arrival.source].apply(batch.states[key] or _NEW, event, arrival, self._stream)
+        state, ordinal = applied.state, len(applied.examples)
         folded.outcomes[arrival.source, applied.outcome] += 1
         folded.examples.extend(applied.examples)
-        if sweep.note(key, applied.state):
-            ordinal = len(applied.examples)
+        if batch.sizes.may_exceed(key, state, event_bytes=event_bytes):
+            within = bounded(state, event.user_id, arrival, self._stream, ordinal=ordinal)
+            state, ordinal = within.state, ordinal + len(within.examples)
+            folded.examples.extend(within.examples)
+        batch.states[key] = state
+        if sweep.note(key, state):
             folded.examples.extend(sweep.end_overdue(batch.states, batch.read, arrival, by=key, ordinal=ordinal))
 
     def _due_soon(self, rows: Rows, marks: Marks, horizon_ms: int, records: int) -> DueSoon:
@@ -153,14 +150,16 @@ class Folder:
                 folded.reasons[name, error.reason] += 1
             else:
                 assert record.key is not None, "decode_event compares the key with user_id"
-                readable.append((record.key, event, Arrival(name, record.partition, record.offset, record.timestamp)))
+                assert record.value is not None, "and refuses a null value"
+                arrival = Arrival(name, record.partition, record.offset, record.timestamp)
+                readable.append((record.key, event, arrival, len(record.value)))
         return readable
 
 
 class _Batch:
     """The users of a batch, and those who may fall due within it."""
 
-    def __init__(self, rows: Rows, keys: list[bytes], due: list[bytes]) -> None:
+    def __init__(self, rows: Rows, keys: list[bytes], due: list[bytes], settings: StreamSettings) -> None:
         once = list(dict.fromkeys(keys))
         others = [key for key in dict.fromkeys(due) if key not in set(once)]
         found = rows.read(once + others)
@@ -168,6 +167,9 @@ class _Batch:
             key: None if row is None else decode_state(row) for key, row in zip(once, found[: len(once)], strict=True)
         }
         self.states: States = dict(self.before)
+        self.sizes = Sizes(settings)
+        for key, row in zip(once, found[: len(once)], strict=True):
+            self.sizes.met(key, self.before[key], row_bytes=len(row or b""))
         self._others = dict(zip(others, found[len(once) :], strict=True))
 
     def read(self, key: bytes) -> UserState | None:
@@ -189,14 +191,14 @@ class _Batch:
 def _horizon_ms(readable: Sequence[_Readable], marks: Marks) -> int:
     """The event time that the partition will have reached when all of these are folded, or a later one."""
     clock = EventClock(marks)
-    for key, event, arrival in readable:
+    for key, event, arrival, _ in readable:
         if arrival.source != RECOMMENDATIONS and event.timestamp_ms > clock.now_ms:
             clock.see(key, event.timestamp_ms)
     return clock.now_ms
 
 
 def _applied_through(readable: Sequence[_Readable], before: Applied) -> Applied:
-    last = {arrival.source: arrival.offset for _, _, arrival in readable}
+    last = {arrival.source: arrival.offset for _, _, arrival, _ in readable}
     return furthest(before, Applied(**last))
 
 

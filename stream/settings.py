@@ -59,6 +59,10 @@ class StreamSettings(Section):
     """Closed slates per user that a late click or impression still corrects."""
     max_parked_clicks: Annotated[int, Field(ge=1, le=1_000)] = 8
     """Clicks per user that wait for the slate they name; the oldest goes out without it when another comes."""
+    max_state_bytes: Annotated[int, Field(ge=1_024, le=16_000_000)] = 65_536
+    """Bytes kept per user, in `sequences` and in the store. Beyond it the oldest goes first: remembered slates, open
+    ones, clicks that wait for their slate, then items of the sequence.
+    """
     lateness_seconds: Annotated[int, Field(ge=0)] = 86_400
     """A click older than the user's newest by more than this, in seconds of event time, is counted as late and
     changes nothing.
