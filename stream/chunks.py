@@ -114,6 +114,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         self._is_rewinding = False
         self._seeks = 0
         self.chunk_records: int = self.app.conf.broker_max_poll_records or DEFAULT_CHUNK_RECORDS
+        """Most records of one partition that a fetch brings, and that are to be handled together."""
 
     def finished(self) -> Mapping[TP, int]:
         """Per partition, the offset before which everything is safe."""

@@ -8,7 +8,7 @@ to the same, its id says up to where.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -48,6 +48,10 @@ def span_headers(spans: Spans) -> Headers:
 
 Writers = Callable[[int], PartitionWriter]
 """Who writes to a partition number."""
+
+
+Debts = Callable[[KafkaSettings, Iterable[int], Mapping[TP, int], Writers], Awaitable[dict[int, Spans]]]
+"""Asks what is owed."""
 
 
 async def read_debts(

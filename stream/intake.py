@@ -134,13 +134,19 @@ class Intake:
         """Whether nothing is queued."""
         return not any(queue.records for queue in self._queues.values())
 
-    def take(self, has_more: HasMore) -> Batch | None:
-        """The next records that may be handled, if any may: up to where a topic that may have more has no more here."""
+    def take(self, has_more: HasMore, *, most: int | None = None) -> Batch | None:
+        """The next records that may be handled, if any may: up to where a topic that may have more has no more here.
+
+        At most so many, unless they are owed.
+        """
         if self._owed and not self._is_owed_here():
             return None
         return self._take_owed() or self._batch(
-            itertools.chain(queue.records, [_UNKNOWN] if has_more(TP(topic, self._partition), queue.behind) else [])
-            for topic, queue in self._queues.items()
+            (
+                itertools.chain(queue.records, [_UNKNOWN] if has_more(TP(topic, self._partition), queue.behind) else [])
+                for topic, queue in self._queues.items()
+            ),
+            most=most,
         )
 
     def _take_owed(self) -> Batch | None:
@@ -154,8 +160,8 @@ class Intake:
     def _is_owed_here(self) -> bool:
         return all((self._queues[topic].behind or 0) >= span.behind for topic, span in self._owed.items())
 
-    def _batch(self, queued: Iterable[Iterable[Any]]) -> Batch | None:
-        records = list(_until_unknown(heapq.merge(*queued, key=_arrival)))
+    def _batch(self, queued: Iterable[Iterable[Any]], *, most: int | None = None) -> Batch | None:
+        records = list(itertools.islice(_until_unknown(heapq.merge(*queued, key=_arrival)), most))
         if not records:
             return None
         last = {record.topic: record.offset for record in records}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
 import structlog
 from faust.types import TP
 
-from stream.debts import read_debts
+from stream.debts import Debts, read_debts
 from stream.folding import SOURCES
 from stream.intake import Batch, Intake
 from stream.settings import KafkaSettings
@@ -18,6 +19,14 @@ from stream.worker import StreamWorker
 log = structlog.get_logger()
 
 LOOK_AGAIN_SECONDS = 0.02
+
+
+class _Handler:
+    """Of one partition number: handles its batches one after another."""
+
+    def __init__(self) -> None:
+        self.woken = asyncio.Event()
+        self.is_busy = asyncio.Lock()
 
 
 class Reader:
@@ -30,40 +39,48 @@ class Reader:
         worker: StreamWorker,
         *,
         patience_seconds: float,
+        debts: Debts = read_debts,
     ) -> None:
         """Records wait no longer than `patience_seconds` for a topic that the broker does not bring."""
         self._consumer = app.consumer
         self._app = app
         self._kafka = kafka
         self._worker = worker
+        self._debts = debts
         self._topics = [kafka.topic(name) for name in SOURCES]
         self._generation: int | None = None
         self._intakes: dict[int, Intake] = {}
-        self._one_at_a_time = asyncio.Lock()
-        self._is_waiting = asyncio.Event()
+        self._handlers: dict[int, _Handler] = {}
         self._waiting_since: dict[int, float] = {}
         self._patience_seconds = patience_seconds
         self._given_up: set[TP] = set()
         """Not waited for until they bring something."""
 
     async def read(self, stream: Any) -> None:  # noqa: ANN401 - Faust's stream
-        """Handles everything the stream brings; raises what the worker raises."""
-        async with asyncio.TaskGroup() as group:
-            looking = group.create_task(self._look_again())
-            async for event in stream.noack().events():
-                async with self._one_at_a_time:
-                    await self._take_in(event.message)
-                    await self._hand_on(event.message.partition)
-            looking.cancel()
+        """Handles everything the stream brings; raises what the worker raises.
 
-    async def _look_again(self) -> None:
-        """Records that wait for another topic go on when that brings nothing more; no event says so."""
-        while await self._is_waiting.wait():
-            await asyncio.sleep(LOOK_AGAIN_SECONDS)
-            async with self._one_at_a_time:
-                self._is_waiting.clear()
-                for partition in tuple(self._intakes):
-                    await self._hand_on(partition)
+        What comes while a partition's records are being handled is handled next, all of it at once: the busier, the
+        larger the batches. Partitions have no user in common, so while one waits for Kafka another goes on.
+        """
+        async with asyncio.TaskGroup() as group:
+            tasks = []
+            async for event in stream.noack().events():
+                partition = event.message.partition
+                await self._take_in(event.message)
+                if partition not in self._handlers:
+                    self._handlers[partition] = _Handler()
+                    tasks.append(group.create_task(self._handle_all(partition)))
+                self._handlers[partition].woken.set()
+            for task in tasks:
+                task.cancel()
+
+    async def _handle_all(self, partition: int) -> None:
+        handler = self._handlers[partition]
+        while await handler.woken.wait():
+            handler.woken.clear()
+            if not await self._hand_on(partition):
+                # The records wait for another topic; that it brings nothing more, no event says.
+                asyncio.get_running_loop().call_later(LOOK_AGAIN_SECONDS, handler.woken.set)
 
     async def _take_in(self, message: Any) -> None:  # noqa: ANN401 - Faust's message
         self._consumer.release(message)
@@ -77,8 +94,15 @@ class Reader:
                 self._finish(message)
 
     async def _begin_generation(self) -> None:
+        """Waits for what is being handled; nothing of the former generation is begun any more."""
+        async with contextlib.AsyncExitStack() as all_handlers:
+            for handler in self._handlers.values():
+                await all_handlers.enter_async_context(handler.is_busy)
+            await self._begin_idle_generation()
+
+    async def _begin_idle_generation(self) -> None:
         generation, finished = self._app.consumer_generation_id, dict(self._consumer.finished())
-        debts = await read_debts(self._kafka, {tp.partition for tp in finished}, finished, self._worker.writer)
+        debts = await self._debts(self._kafka, {tp.partition for tp in finished}, finished, self._worker.writer)
         self._intakes = {
             partition: Intake(partition, self._topics, owed=owed, folded=self._worker.folded(partition))
             for partition, owed in debts.items()
@@ -90,19 +114,21 @@ class Reader:
             for topic, span in owed.items():
                 self._consumer.require(TP(topic, partition), span.behind)
 
-    async def _hand_on(self, partition: int) -> None:
-        intake = self._intakes.get(partition)
-        while intake is not None and not intake.is_empty:
-            batch = intake.take(self._may_bring)
-            if batch is None and self._give_up(partition, intake):
-                continue
-            if batch is None:
-                self._is_waiting.set()
-                return
-            self._waiting_since.pop(partition, None)
-            if not all(map(self._is_current, batch.messages)):
-                return
-            await self._handle(batch)
+    async def _hand_on(self, partition: int) -> bool:
+        """Handles what is queued; says whether nothing is left that waits for another topic."""
+        async with self._handlers[partition].is_busy:
+            intake = self._intakes.get(partition)
+            while intake is not None and not intake.is_empty:
+                batch = intake.take(self._may_bring, most=self._consumer.chunk_records)
+                if batch is None and self._give_up(partition, intake):
+                    continue
+                if batch is None:
+                    return False
+                self._waiting_since.pop(partition, None)
+                if not all(map(self._is_current, batch.messages)):
+                    return True
+                await self._handle(batch)
+        return True
 
     def _may_bring(self, tp: TP, read: int | None) -> bool:
         return tp not in self._given_up and bool(self._consumer.has_more(tp, read))

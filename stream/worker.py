@@ -22,7 +22,7 @@ RECORD_BYTES = 32
 
 
 class StreamWorker:
-    """One per process. Batches are handled one after another, so no two ever change the same user at once."""
+    """One per process. Batches of a partition are handled one after another, so no two change a user at once."""
 
     def __init__(
         self,
