@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +16,8 @@ from typing import BinaryIO
 MAX_LOG_BYTES = 10 << 20
 TAIL_BYTES = 8_192
 MAX_NICENESS = 19
+AUTOGROUP_TRIES = 5
+AUTOGROUP_WAIT_SECONDS = 0.11
 SHOWN_CHARACTERS = 160
 
 
@@ -94,9 +97,23 @@ class Child:
 
 
 def _give_way(pid: int, niceness: int) -> None:
-    """Before it has threads of its own: those inherit it, and so do its children."""
+    """Before it has threads of its own: those inherit it, and so do its children.
+
+    Where Linux weighs sessions against each other (autogroup), niceness counts only inside one, and a child has its
+    own: the session is given the same.
+    """
+    absolute = min(os.getpriority(os.PRIO_PROCESS, 0) + niceness, MAX_NICENESS)
     with contextlib.suppress(ProcessLookupError):
-        os.setpriority(os.PRIO_PROCESS, pid, min(os.getpriority(os.PRIO_PROCESS, 0) + niceness, MAX_NICENESS))
+        os.setpriority(os.PRIO_PROCESS, pid, absolute)
+    session = Path(f"/proc/{pid}/autogroup")
+    for _ in range(AUTOGROUP_TRIES):
+        with contextlib.suppress(OSError):  # no such file, a process that is gone, or a /proc that is read only
+            try:
+                session.write_text(str(absolute))
+            except BlockingIOError:  # the kernel takes such a change ten times a second
+                time.sleep(AUTOGROUP_WAIT_SECONDS)
+                continue
+        return
 
 
 def last_line(log: Path) -> str:

@@ -104,6 +104,17 @@ def test_a_program_that_gives_way_does_so_with_its_threads_and_children(
     assert said == [str(min(own + 7, 19)), str(own)]
 
 
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="sessions are not weighed against each other")
+def test_sessions_of_programs_that_give_way_do_so_too(supervisor: Supervisor) -> None:
+    for name in ("trainer", "scheduler"):
+        supervisor.start(python(name, ENDLESS)._replace(niceness=7))
+    supervisor.start(python("stream", ENDLESS))
+
+    weights = [Path(f"/proc/{one.pid}/autogroup").read_text().split()[-1] for one in supervisor.states()]
+
+    assert weights == [str(min(os.nice(0) + 7, 19))] * 2 + ["0"]
+
+
 def test_a_process_that_dies_says_its_exit_status_and_its_last_words(supervisor: Supervisor, wait_until: Wait) -> None:
     supervisor.start(python("trainer", FAILING))
 
