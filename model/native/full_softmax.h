@@ -38,7 +38,7 @@ namespace native {
 class FullSoftmax {
   public:
     explicit FullSoftmax(const FullSoftmaxCall& call)
-        : call_(call), pairs_((call.units + 1) / 2), width_(rounded(call.units, kWide)), items_(rounded(call.items, kAcross)),
+        : call_(call), pairs_((call.units + 1) / 2), width_(rounded(call.units, kHalf)), items_(rounded(call.items, kAcross)),
           by_unit_(pairs_ * items_), by_item_(items_ / 2 * width_), hidden_(kPiece * pairs_), shares_(kPiece / 2 * width_),
           powers_(items_ * kStride) {
         pack_items();
@@ -48,7 +48,7 @@ class FullSoftmax {
         for (long start = 0; start < call_.positions; start += kPiece) {
             const long count = std::min<long>(kPiece, call_.positions - start);
             pack_hidden(start, count);
-            const auto scratch = [&] { return Scratch{Room(kTogether * items_), std::vector<uint16_t>(kTogether * items_)}; };
+            const auto scratch = [&] { return Scratch{Room(kTogether * items_), std::vector<Pair>(kTogether / 2 * items_)}; };
             in_parallel(kPiece / kTogether, call_.threads, scratch, [&](long part, Scratch& s) {
                 if (part * kTogether < count) learn_some(start, part * kTogether, std::min(kTogether, count - part * kTogether), s);
                 else forget(part * kTogether);
@@ -64,7 +64,7 @@ class FullSoftmax {
   private:
     static constexpr long kLine = 16;              // floats, or pairs of bfloat16, of a vector
     static constexpr long kVectors = 4, kRows = 4; // of a tile of sums
-    static constexpr long kWide = kLine, kAcross = kVectors * kLine;
+    static constexpr long kHalf = kLine / 2, kAcross = kVectors * kLine;
     static constexpr long kPiece = 256, kTogether = 16;
     // Of a line of items, the powers of all pairs of positions; one more, so that lines do not fall on one another in the cache.
     static constexpr long kStride = kPiece / 2 + 1;
@@ -73,7 +73,7 @@ class FullSoftmax {
 
     struct Scratch {
         Room scores;
-        std::vector<uint16_t> powers;
+        std::vector<Pair> powers;  // pairs of items, those of the rows of a tile side by side
     };
 
     static long rounded(long count, long to) { return (count + to - 1) / to * to; }
@@ -86,33 +86,40 @@ class FullSoftmax {
 
     static Pair pair(float first, float second) { return narrowed(first) | narrowed(second) << 16; }
 
-    static __m512bh both(const Pair* at) { return (__m512bh)_mm512_loadu_si512(at); }
-
-    // sums[row][vector] += pairs of `left[row]` times those of `right`, over `inner` pairs.
-    template <int Vectors>
+    // sums[row][vector] += pairs of `left[row]` times those of `right`, over `inner` pairs; a half vector at the end or none.
+    template <int Vectors, int Halves>
     static void tile(long inner, const Pair* left, long across, long along, const Pair* right, long right_stride,
                      float* to, long to_stride, bool add) {
-        __m512 sums[kRows][Vectors];
+        constexpr int kEnd = Vectors * kLine;
+        __m512 sums[kRows][Vectors + 1];
+        __m256 ends[kRows];
 #pragma GCC unroll 4
-        for (int row = 0; row < kRows; ++row)
+        for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
             for (int v = 0; v < Vectors; ++v)
                 sums[row][v] = add ? _mm512_loadu_ps(to + row * to_stride + v * kLine) : _mm512_setzero_ps();
+            if (Halves) ends[row] = add ? _mm256_loadu_ps(to + row * to_stride + kEnd) : _mm256_setzero_ps();
+        }
         for (long k = 0; k < inner; ++k) {
-            __m512bh wide[Vectors];
+            const Pair* from = right + k * right_stride;
+            __m512bh wide[Vectors + 1];
 #pragma GCC unroll 4
-            for (int v = 0; v < Vectors; ++v) wide[v] = both(right + k * right_stride + v * kLine);
+            for (int v = 0; v < Vectors; ++v) wide[v] = (__m512bh)_mm512_loadu_si512(from + v * kLine);
+            const __m256bh end = Halves ? (__m256bh)_mm256_loadu_si256((const __m256i*)(from + kEnd)) : __m256bh{};
 #pragma GCC unroll 4
             for (int row = 0; row < kRows; ++row) {
-                const __m512bh one = (__m512bh)_mm512_set1_epi32(static_cast<int>(left[row * across + k * along]));
+                const __m512i one = _mm512_set1_epi32(static_cast<int>(left[row * across + k * along]));
 #pragma GCC unroll 4
-                for (int v = 0; v < Vectors; ++v) sums[row][v] = _mm512_dpbf16_ps(sums[row][v], one, wide[v]);
+                for (int v = 0; v < Vectors; ++v) sums[row][v] = _mm512_dpbf16_ps(sums[row][v], (__m512bh)one, wide[v]);
+                if (Halves) ends[row] = _mm256_dpbf16_ps(ends[row], (__m256bh)_mm512_castsi512_si256(one), end);
             }
         }
 #pragma GCC unroll 4
-        for (int row = 0; row < kRows; ++row)
+        for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
             for (int v = 0; v < Vectors; ++v) _mm512_storeu_ps(to + row * to_stride + v * kLine, sums[row][v]);
+            if (Halves) _mm256_storeu_ps(to + row * to_stride + kEnd, ends[row]);
+        }
     }
 
     // The same over columns, as many vectors together as fit.
@@ -120,11 +127,16 @@ class FullSoftmax {
                         long right_stride, float* to, long to_stride, bool add) {
         for (long column = 0; column < columns; column += kVectors * kLine) {
             const Pair* from = right + column;
-            switch (std::min(kVectors, (columns - column) / kLine)) {
-                case 1: tile<1>(inner, left, across, along, from, right_stride, to + column, to_stride, add); break;
-                case 2: tile<2>(inner, left, across, along, from, right_stride, to + column, to_stride, add); break;
-                case 3: tile<3>(inner, left, across, along, from, right_stride, to + column, to_stride, add); break;
-                default: tile<4>(inner, left, across, along, from, right_stride, to + column, to_stride, add);
+            float* into = to + column;
+            switch (std::min(2 * kVectors, (columns - column) / kHalf)) {
+                case 1: tile<0, 1>(inner, left, across, along, from, right_stride, into, to_stride, add); break;
+                case 2: tile<1, 0>(inner, left, across, along, from, right_stride, into, to_stride, add); break;
+                case 3: tile<1, 1>(inner, left, across, along, from, right_stride, into, to_stride, add); break;
+                case 4: tile<2, 0>(inner, left, across, along, from, right_stride, into, to_stride, add); break;
+                case 5: tile<2, 1>(inner, left, across, along, from, right_stride, into, to_stride, add); break;
+                case 6: tile<3, 0>(inner, left, across, along, from, right_stride, into, to_stride, add); break;
+                case 7: tile<3, 1>(inner, left, across, along, from, right_stride, into, to_stride, add); break;
+                default: tile<4, 0>(inner, left, across, along, from, right_stride, into, to_stride, add);
             }
         }
     }
@@ -169,15 +181,14 @@ class FullSoftmax {
         float* scores = s.scores.data();
         for (long line = 0; line < items_; line += kAcross)
             for (long row = 0; row < kTogether; row += kRows)
-                tile<kVectors>(pairs_, hidden_.data() + (first + row) * pairs_, pairs_, 1, by_unit_.data() + line * pairs_,
+                tile<kVectors, 0>(pairs_, hidden_.data() + (first + row) * pairs_, pairs_, 1, by_unit_.data() + line * pairs_,
                                kAcross, scores + row * items_ + line, items_, false);
-        for (long row = 0; row < kTogether; row += 2) raise(start, first + row, row, count, s);
+        for (long row = 0; row < kTogether; row += kRows) raise(start, first + row, row, count, s);
         float sums[kTogether * kMostUnits];
-        const Pair* powers = reinterpret_cast<const Pair*>(s.powers.data());
         constexpr long kSome = 64;  // pairs of items whose rows stay in the first-level cache
         for (long two = 0; two < items_ / 2; two += kSome)
             for (long row = 0; row < kTogether; row += kRows)
-                product(width_, std::min(kSome, items_ / 2 - two), powers + row * items_ / 2 + two, items_ / 2, 1,
+                product(width_, std::min(kSome, items_ / 2 - two), s.powers.data() + row * items_ / 2 + two * kRows, 1, kRows,
                         by_item_.data() + two * width_, width_, sums + row * width_, width_, two > 0);
         for (long row = 0; row < count; ++row) {
             const long position = start + first + row;
@@ -188,38 +199,60 @@ class FullSoftmax {
         }
     }
 
-    // Powers of two positions, `at` and the next of the piece, from their scores; nothing of positions that are not there.
+    // Powers of the positions of a tile, from `at` on of the piece; nothing of positions that are not there.
     void raise(long start, long at, long row, long count, Scratch& s) {
-        __m512 highest[2], total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-        float target[2] = {0.0f, 0.0f}, most[2];
-        for (long one = 0; one < 2; ++one) {
+        __m512 highest[kRows], total[kRows];
+        float target[kRows] = {};
+        for (long one = 0; one < kRows; ++one) {
             float* score = s.scores.data() + (row + one) * items_;
             std::fill(score + call_.items, score + items_, -std::numeric_limits<float>::max());
             if (row + one < count) target[one] = score[call_.targets[start + at + one]];
             __m512 best = _mm512_loadu_ps(score);
             for (long item = kLine; item < items_; item += kLine) best = _mm512_max_ps(best, _mm512_loadu_ps(score + item));
-            most[one] = _mm512_reduce_max_ps(best);
-            highest[one] = _mm512_set1_ps(most[one]);
+            highest[one] = _mm512_set1_ps(_mm512_reduce_max_ps(best));
+            total[one] = _mm512_setzero_ps();
         }
+        Pair* beside = s.powers.data() + row * items_ / 2;
         for (long item = 0; item < items_; item += kLine) {
-            __m512i bits[2];
-            for (long one = 0; one < 2; ++one) {
-                const __m512 power = raised(_mm512_sub_ps(_mm512_loadu_ps(s.scores.data() + (row + one) * items_ + item), highest[one]));
+            __m256i narrowed[kRows];
+#pragma GCC unroll 4
+            for (long one = 0; one < kRows; ++one) {
+                const __m512 score = _mm512_loadu_ps(s.scores.data() + (row + one) * items_ + item);
+                const __m512 power = raised(_mm512_sub_ps(score, highest[one]));
                 total[one] = _mm512_add_ps(total[one], power);
-                const __m256i narrowed = (__m256i)_mm512_cvtneps_pbh(power);
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(s.powers.data() + (row + one) * items_ + item), narrowed);
-                bits[one] = _mm512_cvtepu16_epi32(narrowed);
+                narrowed[one] = (__m256i)_mm512_cvtneps_pbh(power);
             }
-            _mm512_storeu_si512(powers_.data() + item * kStride + at / 2 * kLine, _mm512_or_si512(bits[0], _mm512_slli_epi32(bits[1], 16)));
+            set_beside(narrowed, beside + item / 2 * kRows);
+            Pair* above = powers_.data() + item * kStride + at / 2 * kLine;
+            _mm512_storeu_si512(above, set_above(narrowed[0], narrowed[1]));
+            _mm512_storeu_si512(above + kLine, set_above(narrowed[2], narrowed[3]));
         }
-        for (long one = 0; one < 2; ++one) {
+        for (long one = 0; one < kRows; ++one) {
             share_[at + one] = 0.0f;
             if (row + one >= count) continue;
             const long position = start + at + one;
             const float whole = _mm512_reduce_add_ps(total[one]);
             share_[at + one] = call_.weights[position] / whole;
-            call_.losses[position] = most[one] + std::log(whole) - target[one];
+            call_.losses[position] = _mm512_cvtss_f32(highest[one]) + std::log(whole) - target[one];
         }
+    }
+
+    // Eight pairs of items of four positions become, pair by pair, those of the four positions.
+    static void set_beside(const __m256i* from, Pair* to) {
+        const __m256i low01 = _mm256_unpacklo_epi32(from[0], from[1]), high01 = _mm256_unpackhi_epi32(from[0], from[1]);
+        const __m256i low23 = _mm256_unpacklo_epi32(from[2], from[3]), high23 = _mm256_unpackhi_epi32(from[2], from[3]);
+        const __m256i pair0 = _mm256_unpacklo_epi64(low01, low23), pair1 = _mm256_unpackhi_epi64(low01, low23);
+        const __m256i pair2 = _mm256_unpacklo_epi64(high01, high23), pair3 = _mm256_unpackhi_epi64(high01, high23);
+        __m256i* at = reinterpret_cast<__m256i*>(to);
+        _mm256_storeu_si256(at, _mm256_permute2x128_si256(pair0, pair1, 0x20));
+        _mm256_storeu_si256(at + 1, _mm256_permute2x128_si256(pair2, pair3, 0x20));
+        _mm256_storeu_si256(at + 2, _mm256_permute2x128_si256(pair0, pair1, 0x31));
+        _mm256_storeu_si256(at + 3, _mm256_permute2x128_si256(pair2, pair3, 0x31));
+    }
+
+    // Sixteen items of two positions as pairs of positions.
+    static __m512i set_above(__m256i first, __m256i second) {
+        return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
     }
 
     void forget(long first) {
@@ -239,18 +272,18 @@ class FullSoftmax {
         }
     }
 
+    // e^x to a relative error of 5e-6 (powers keep eight bits), for x from -87 to 0; NaN stays NaN.
     static __m512 raised(__m512 x) {
-        x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);  // in this order NaN stays NaN
-        const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 8);
-        __m512 r = _mm512_fnmadd_ps(power, _mm512_set1_ps(0.693359375f), x);
-        r = _mm512_fmadd_ps(power, _mm512_set1_ps(2.12194440e-4f), r);
-        __m512 p = _mm512_set1_ps(8.3334519073e-3f);
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-        return _mm512_scalef_ps(p, power);
+        const __m512 magic = _mm512_set1_ps(12582912.0f);  // rounds to an integer in the low bits
+        x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);      // of NaN and a number the second
+        const __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504088896341f), magic);
+        const __m512 r = _mm512_fnmadd_ps(_mm512_sub_ps(shifted, magic), _mm512_set1_ps(0.693147180559945f), x);
+        __m512 p = _mm512_set1_ps(4.191752969e-2f);
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.679216097e-1f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.999886911e-1f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.999622785e-1f));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.000000075f));
+        return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
     }
 
   public:
