@@ -12,6 +12,7 @@ another; `interleaved` mixes all users, so that hardly two clicks of a micro-bat
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import threading
 import time
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import pyarrow as pa
 from jaxtyping import Float, Int
 
 from benchmarks.common import Baseline, Goal, Row, arguments, equal, explained, report, row
 from benchmarks.latency import interleaved
-from benchmarks.system import System, running_system
+from benchmarks.system import BROKER, System, running_system
 from deploy.observe.reading import partitions_of, read_all
 from deploy.observe.scrape import Sample
 from deploy.replay.events import events
@@ -40,6 +42,7 @@ from trainer.examples import announced
 RATES = (500, 5_000)
 SECONDS, QUICK_SECONDS = 60.0, 8.0
 WARM_UP_CLICKS, QUICK_WARM_UP_CLICKS = 20_000, 5_000
+IDLE_SECONDS = 10.0
 GOAL_MS = 3_000.0
 COUNTS = ("sasrec_examples_trained_total", "sasrec_step_seconds_count")
 
@@ -60,6 +63,10 @@ class Span(NamedTuple):
     sent: int
     before: dict[str, float]
     after: dict[str, float]
+    processor: dict[str, float]
+    """Processor seconds that each process took, until everything was learnt."""
+    seconds: float
+    """Until everything was learnt."""
 
 
 class Examples(NamedTuple):
@@ -172,6 +179,11 @@ def _rows_of_rate(span: Span, age_N: np.ndarray, folding_N: np.ndarray, *, versi
         row(name + "click -> its example, p99", _percentile(folding_N, 99), unit="ms"),
         row(name + "versions published a second", versions / seconds, unit="1/s"),
         row(name + "examples per micro-batch", steps[COUNTS[0]] / max(1.0, steps[COUNTS[1]]), unit=""),
+        row(name + "clicks learnt a second, until all were", span.sent / span.seconds, unit="1/s"),
+        *(
+            row(f"{name}processor time of {process}, share of a core", seconds / span.seconds, unit="")
+            for process, seconds in span.processor.items()
+        ),
     ]
 
 
@@ -187,11 +199,34 @@ def counts_of(samples: Iterable[Sample]) -> dict[str, float]:
 
 def measure(system: System, rows: pa.Table, *, rate: int) -> Span:
     """Plays the rows at a rate, and waits until the trainer has learnt them."""
-    before, began_ms = counts_of(system.metrics("trainer")), time.time() * 1_000
+    before, spent, began_ms = counts_of(system.metrics("trainer")), _spent(system), time.time() * 1_000
     played = play(events(rows), kafka=system.kafka, pace=Even(rate), stop=threading.Event())
     ended_ms = time.time() * 1_000
     system.wait_until_caught_up(("stream", "trainer"))
-    return Span(rate, began_ms, ended_ms, played.events, before, counts_of(system.metrics("trainer")))
+    return Span(
+        rate=rate,
+        began_ms=began_ms,
+        ended_ms=ended_ms,
+        sent=played.events,
+        before=before,
+        after=counts_of(system.metrics("trainer")),
+        processor={name: seconds - spent[name] for name, seconds in _spent(system).items()},
+        seconds=time.time() - began_ms / 1_000,
+    )
+
+
+def idle_share(system: System, *, seconds: float) -> float:
+    """Of a core, that the trainer takes while nothing comes."""
+    before = _spent(system)["trainer"]
+    time.sleep(seconds)
+    return (_spent(system)["trainer"] - before) / seconds
+
+
+def _spent(system: System) -> dict[str, float]:
+    """Processor seconds of the processes that a click passes through, and of the benchmark itself."""
+    pids = {name: system.pid(name) for name in ("stream", "trainer", "scoring", BROKER)} | {"the player": os.getpid()}
+    times = {name: psutil.Process(pid).cpu_times() for name, pid in pids.items()}
+    return {name: taken.user + taken.system for name, taken in times.items()}
 
 
 def run(rows: pa.Table, directory: Path, *, rates: Sequence[int], seconds: float, warm_up: int) -> list[Row]:
@@ -208,7 +243,8 @@ def run(rows: pa.Table, directory: Path, *, rates: Sequence[int], seconds: float
                 count = int(rate * seconds)
                 spans.append(measure(system, rows.slice(at, count), rate=rate))
                 at += count
-        return rows_of(spans, examples_of(system.kafka), announcements.versions)
+        idle = row("trainer while nothing comes, share of a core", idle_share(system, seconds=IDLE_SECONDS), unit="")
+        return [*rows_of(spans, examples_of(system.kafka), announcements.versions), idle]
 
 
 def main() -> None:
