@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ SESSION_SECONDS = 6.0
 HEARTBEAT_SECONDS = 1.5
 COMMIT_SECONDS = 0.5
 FETCH_BYTES = 4 << 20
+GARBAGE_THRESHOLD = 50_000
 
 
 class Tables(faust.tables.TableManager):  # type: ignore[misc] # Faust has no types
@@ -92,6 +94,8 @@ def run_worker(
     """
     require_topics(kafka)
     directory.mkdir(parents=True, exist_ok=True)
+    # Records hold no cycles; looking for them anew whenever 700 objects were made takes a fifteenth of the time.
+    gc.set_threshold(GARBAGE_THRESHOLD)
     loop_factory = uvloop.new_event_loop if stream.event_loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_run(kafka, stream, directory, instance=instance, worker=worker, on_ready=on_ready))
