@@ -68,8 +68,11 @@ class World:
         """What a trainer learns that remembers one highest id per source partition."""
         return fresh(self.examples, {}).examples
 
-    def live(self, chunks: Iterator[tuple[str, int]], doom: Doom | None) -> None:
-        """One life of a worker, which fetches as `chunks` has it: the topic, and how many records of it at most."""
+    def live(self, chunks: Iterator[tuple[str, int]], doom: Doom | None, *, most: int | None = None) -> None:
+        """One life of a worker, which fetches as `chunks` has it: the topic, and how many records of it at most.
+
+        It handles at most so many at once.
+        """
         fetched = dict(self.committed)
         owed = spans_owed(KAFKA, self.sent[-1] if self.sent else None, self.committed)
         intake = Intake(0, TOPICS, owed=owed, folded=self._folded())
@@ -85,7 +88,7 @@ class World:
                 continue
             intake.put(Message(topic, Chunk(records, fetched[topic])), finished=self.committed[topic])
             fetched[topic] += len(records)
-            while batch := intake.take(has_more):
+            while batch := intake.take(has_more, most=most):
                 left = left and left._replace(batches=left.batches - 1)
                 self._handle(batch, left.step if left and left.batches < 0 else "")
 
@@ -174,7 +177,7 @@ def test_killed_at_any_steps_the_stream_ends_as_if_nobody_had_been_killed(
 
     for doom in dooms:
         try:
-            disturbed.live(data.draw(fetches()), doom)
+            disturbed.live(data.draw(fetches()), doom, most=data.draw(st.none() | st.integers(1, 9)))
         except CrashedError:
             continue
     disturbed.live(data.draw(fetches()), None)
