@@ -132,7 +132,10 @@ class Learner:
         self.catalogue = catalogue
         self.network = network
         self.optimiser = RowAdam(
-            network, learning_rate=self.settings.learning_rate, max_norm=self.settings.gradient_norm
+            network,
+            learning_rate=self.settings.learning_rate,
+            max_norm=self.settings.gradient_norm,
+            weight_decay=self.settings.weight_decay,
         )
         self.prequential = Prequential(self.settings, capacity=catalogue.capacity)
         self._step = Step(network, self.optimiser, self.settings, restraints=self.restraints, crew=self.crew)

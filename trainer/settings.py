@@ -37,6 +37,10 @@ class TrainerSettings(Section):
     """Adam's step size."""
     gradient_norm: Annotated[float, Field(gt=0.0)] = 5.0
     """Largest L2 norm of a micro-batch's gradient; longer ones are shortened to it."""
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of every weight, times the rate, that a step takes away (AdamW); of a row of the item table for the steps
+    that it sat out as well.
+    """
     min_batch: Annotated[int, Field(ge=1)] = 32
     """Examples that are learnt at once when the trainer keeps up; fewer only after `max_wait_seconds`."""
     max_batch: Annotated[int, Field(ge=1)] = 256

@@ -86,6 +86,19 @@ def test_a_learner_that_was_killed_and_resumed_ends_in_the_bytes_of_an_undisturb
     assert resumed.catalogue.to_document() == undisturbed.catalogue.to_document()
 
 
+def test_weights_that_decay_end_nearer_to_zero() -> None:
+    lengths = []
+    for decay in (0.0, 1.0):
+        learner = Learner(MODEL, TRAINER.model_copy(update={"weight_decay": decay}))
+        for batch in in_batches(clicks(200), size=20):
+            learner.learn(batch)
+        lengths.append(float(learner.network.item_RD.detach().norm()))
+
+    kept, decayed = lengths
+
+    assert decayed < 0.98 * kept
+
+
 def test_the_cut_stands_in_the_checkpoint(tmp_path: Path) -> None:
     cut = Cut(offsets={0: 7, 1: 3}, marks={"clicks": {0: (6, 0)}})
 
