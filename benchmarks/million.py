@@ -6,18 +6,19 @@ them by 50 million events would take an hour and end in the same bytes.
 
 from __future__ import annotations
 
-import random
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 
 from benchmarks.backlog import fill, partition_of
 from benchmarks.common import Goal, Row, row
 from deploy.replay.events import Message
-from stream.sequences import SECOND_MS, Applied, UserState, encode_state, times_of
+from stream.sequences import Applied, UserState, encode_state, times_of
 from stream.topics import SEQUENCES
 
 if TYPE_CHECKING:
@@ -29,34 +30,40 @@ START_MS = 1_700_000_000_000
 EVENTS = 60_000
 MARK_BYTES = 64
 MIB = 1 << 20
+HOUR_MS = 3_600_000
+AT_ONCE = 10_000
 
 
 def states(users: int, partitions: int) -> Iterator[Message]:
     """The record on `sequences` of every user."""
-    dice = random.Random(3)
-    items = [str(number) for number in range(ITEMS)]
+    dice = np.random.default_rng(3)
+    names = [f"item-{number}" for number in range(ITEMS)]
     offsets = [0] * partitions
-    for number in range(users):
-        key = b"user-%d" % number
-        partition = partition_of(key, partitions)
-        offsets[partition] += INTERACTIONS
-        state = _state(dice, items, partition, offsets[partition])
-        yield Message(SEQUENCES, key, encode_state(state))
+    for first in range(0, users, AT_ONCE):
+        count = min(AT_ONCE, users - first)
+        items_UT = dice.integers(ITEMS, size=(count, INTERACTIONS)).tolist()
+        times_UT = (
+            (START_MS + dice.exponential(HOUR_MS, size=(count, INTERACTIONS)).cumsum(axis=1)).astype(int).tolist()
+        )
+        for number, items, times in zip(range(first, users), items_UT, times_UT, strict=False):
+            key = b"user-%d" % number
+            partition = partition_of(key, partitions)
+            offsets[partition] += INTERACTIONS
+            state = _state(
+                [names[item] for item in items], times, partition, offsets[partition], dice.bytes(MARK_BYTES)
+            )
+            yield Message(SEQUENCES, key, encode_state(state))
 
 
-def _state(dice: random.Random, items: list[str], partition: int, offset: int) -> UserState:
-    at_ms, times = START_MS, []
-    for _ in range(INTERACTIONS):
-        at_ms += int(dice.expovariate(1 / 3_600)) * SECOND_MS
-        times.append(at_ms)
+def _state(items: list[str], times: list[int], partition: int, offset: int, marks: bytes) -> UserState:
     return UserState(
-        items=tuple(dice.choices(items, k=INTERACTIONS)),
+        items=tuple(items),
         times=times_of(times),
         clicks_applied=INTERACTIONS,
         applied=Applied(clicks=offset),
-        click=(partition, offset, at_ms),
-        clock_ms=at_ms,
-        event_ids=dice.randbytes(MARK_BYTES),
+        click=(partition, offset, times[-1]),
+        clock_ms=times[-1],
+        event_ids=marks,
     )
 
 
@@ -70,7 +77,9 @@ def recover(bench: Bench, users: int) -> list[Row]:
             weighed[0] += len(message.key) + len(message.value)
             yield message
 
+    began = time.monotonic()
     fill(kafka, counted(), first_ms=int(time.time() * 1000))
+    print(f"{users:,} states written in {time.monotonic() - began:.0f} s", file=sys.stderr)
     directory = bench.directory / "million"
     with bench.started("ours", kafka, directory=directory) as process:
         empty = _seconds_until(process)
