@@ -1,6 +1,6 @@
 """Does anything get lost or doubled when the stream worker and the broker are killed, and how soon does it go on?
 
-    .venv/bin/python -m benchmarks.kills [FILE] [--kills 200] [--broker-kills 10] [--minutes M] [--seed 13] [--quick]
+    .venv/bin/python -m benchmarks.kills [FILE] [--kills 200] [--broker-kills 10] [--minutes M] [--beside] [--quick]
 
 A backlog of FILE (a log; uniformly random clicks without one) is worked off while the worker, again and again, is ended
 by kill -9 at a random moment, most of them after it has handled its first new events, some while it starts; and so is
@@ -8,6 +8,9 @@ the broker. Then the same backlog is worked off by a worker that nobody disturbs
 compared: what compaction leaves of `sequences`, byte for byte, and `examples` as a trainer reads them, which remembers
 one highest id per source partition. What is killed is counted as it happens: once the backlog is worked off, or the
 minutes are over, no more.
+
+With `--beside` another worker shares the partitions, and every few kills it is killed as well and one of another name
+takes its place: members of the group join, vanish and are missed, and partitions move under load.
 """
 
 from __future__ import annotations
@@ -54,6 +57,10 @@ STILLBORN = 0.2
 START_SECONDS = 3.0
 
 
+BESIDE_KILLS = 4
+"""As many workers are killed for every one beside them."""
+
+
 class Outcome(NamedTuple):
     """What one run left on the topics."""
 
@@ -77,20 +84,38 @@ class Disturber:
         self.killed: Counter[str] = Counter()
         self.seconds: list[float] = []
 
-    def run(self, plan: list[str], *, minutes: float) -> None:
+    def run(self, plan: list[str], *, minutes: float, beside: bool) -> None:
         """Kills what the plan names, one after another, as long as there is work and time; the last worker finishes."""
-        deadline = time.monotonic() + minutes * 60
-        for victim in plan:
+        with contextlib.ExitStack() as others:
+            self._kill_all(plan, minutes * 60, others if beside else None)
+            while not is_finished(self._kafka):
+                self._finish()
+
+    def _kill_all(self, plan: list[str], seconds: float, others: contextlib.ExitStack | None) -> None:
+        deadline = time.monotonic() + seconds
+        for nth, victim in enumerate(plan):
+            if others is not None and nth % BESIDE_KILLS == 0:
+                self._renew(others, nth)
             if self._dice.random() < STILLBORN:
                 self._kill_while_it_starts()
             self._kill_at_work(victim)
             if is_finished(self._kafka) or time.monotonic() > deadline:
                 break
+
+    def _finish(self) -> None:
         with self._worker() as worker:
             self._measure(worker)
-            wait_until_finished(self._kafka)
+            while worker.poll() is None and not is_finished(self._kafka):
+                time.sleep(LOOK_SECONDS)
             worker.send_signal(signal.SIGTERM)
             worker.wait()
+
+    def _renew(self, others: contextlib.ExitStack, nth: int) -> None:
+        """Leaving the context kills the worker that was beside."""
+        self.killed["beside"] += nth > 0
+        others.close()
+        directory = self._bench.directory / f"beside-{nth}"
+        others.enter_context(self._bench.started("ours", self._kafka, directory=directory, environment=SMALL_CHUNKS))
 
     def _kill_while_it_starts(self) -> None:
         with self._worker() as worker:
@@ -128,6 +153,7 @@ class Disturber:
     def _measure(self, worker: Any) -> None:  # noqa: ANN401 - a Popen of text
         """Waits until a worker has handled its first batch; where nothing is left, it never will."""
         handled_at = _first_batch(worker, self._kafka)
+        self.killed["by itself"] += worker.poll() is not None
         if self._killed_at is not None and handled_at is not None:
             self.seconds.append(handled_at - self._killed_at)
 
@@ -139,7 +165,8 @@ def _first_batch(worker: Any, kafka: KafkaSettings) -> float | None:  # noqa: AN
         if ready:
             more = os.read(worker.stdout.fileno(), 4_096)
             if not more:
-                raise ValueError("a worker ended before it had handled anything; see what it logged")
+                worker.wait()
+                return None
             said += more
         elif is_finished(kafka):
             return None
@@ -184,7 +211,9 @@ def compared(messages: int, disturber: Disturber, disturbed: Outcome, peace: Out
         row("messages", messages, unit=""),
         row("kill -9 of the worker at work", killed["worker, at work"], unit=""),
         row("kill -9 of the worker while it started", killed["worker, starting"], unit=""),
+        row("kill -9 of another worker beside it", killed["beside"], unit=""),
         row("kill -9 of the broker", killed["broker"], unit=""),
+        row("workers that ended before they had handled anything", killed["by itself"], unit=""),
         equal("users on sequences", len(disturbed.sequences), Baseline("undisturbed", len(peace.sequences))),
         equal("users whose record differs by a byte", other, none),
         equal("examples that a trainer learns", ours.total(), Baseline("undisturbed", theirs.total())),
@@ -216,6 +245,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200, help="of the worker at work")
     parser.add_argument("--broker-kills", type=int, default=10)
     parser.add_argument("--minutes", type=float, default=60.0, help="after which nothing more is killed")
+    parser.add_argument("--beside", action="store_true", help="another worker, and then another, shares the partitions")
     parser.add_argument("--seed", type=int, default=13)
     chosen = parser.parse_args()
     kills, broker_kills = (6, 1) if chosen.quick else (chosen.kills, chosen.broker_kills)
@@ -234,7 +264,7 @@ def main() -> None:
             first_ms = int(time.time() * 1000)
             messages = fill(disturbed, source(), first_ms=first_ms)
             disturber = Disturber(bench, folder, disturbed, seed=chosen.seed)
-            disturber.run(plan(kills, broker_kills, seed=chosen.seed), minutes=chosen.minutes)
+            disturber.run(plan(kills, broker_kills, seed=chosen.seed), minutes=chosen.minutes, beside=chosen.beside)
             undisturbed(bench, peace, source(), first_ms=first_ms)
             report("kills", compared(messages, disturber, outcome(disturbed), outcome(peace)))
         finally:
