@@ -3,7 +3,9 @@
 There is no public log of a million items here, and vectors drawn at random have nothing that an approximate index could
 find. So: items belong to series, 200 or so in each, and series to genres. A user likes a few genres, stays in a series
 for a while, takes there what is popular or what follows the last item, and goes on to another series of the same genre.
-What the network makes of such a log is its own affair: neither genre nor series is told to it.
+Neither genre nor series is told to the network. One pass over a few clicks an item is too short to begin at random
+(everybody got the same popular items), so rows begin as random projections of what was clicked around them (FastRP,
+Chen et al. 2019, four steps over the items' neighbours in the log); then SASRec is trained as the trainer does it.
 
 Shapes: U users, T clicks of each, I items, S series, D units, R rows of the item table.
 """
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from model.sasrec import SASRec
 from model.settings import ModelSettings
@@ -32,11 +35,13 @@ SETTINGS = ModelSettings(max_length=50, units=64, blocks=2)
 ITEMS_PER_SERIES, SERIES_PER_GENRE = 200, 25
 GENRES_PER_USER = 4
 CLICKS_PER_USER, CLICKS_PER_ITEM = 40, 8
+NEGATIVES = 512
 STAY, FOLLOW = 0.85, 0.5
 """The chance to stay in a series, and in it to take what follows the last item."""
 STEEPNESS = 2.5
 """Of popularity inside a series: the share of clicks of its first item grows with it."""
 TEST_USERS = 512
+ROW_LENGTH, OWN_SHARE, STEPS = 0.5, 0.1, 4
 
 
 class Large(NamedTuple):
@@ -71,31 +76,48 @@ def log_of(items: int, users: int, rng: np.random.Generator) -> np.ndarray:
     return item_UT
 
 
-def learn(items: int, *, clicks_per_item: int = CLICKS_PER_ITEM) -> Large:
-    """Simulates, trains in one pass, and keeps the last users apart; one thread, minutes for a million items."""
+def neighbourhoods(item_UT: Tensor, items: int, generator: torch.Generator) -> Tensor:
+    """Rows to begin with, I x D, of length `ROW_LENGTH`: items of the same neighbourhood are alike."""
+    row_ID = torch.randn(items, SETTINGS.units, generator=generator)
+    for _ in range(STEPS):
+        around_ID = torch.zeros_like(row_ID)
+        for item_U, next_U in zip(item_UT.T[:-1], item_UT.T[1:], strict=True):
+            around_ID.index_add_(0, item_U, row_ID[next_U])
+            around_ID.index_add_(0, next_U, row_ID[item_U])
+        row_ID = normalize(normalize(around_ID) + OWN_SHARE * row_ID)
+    return row_ID * ROW_LENGTH
+
+
+def learn(items: int, *, seconds: float, stop: threading.Event) -> Large:
+    """Simulates, trains in one pass or for so many CPU seconds, and keeps the last users apart."""
     rng = np.random.default_rng(1)
-    users = items * clicks_per_item // CLICKS_PER_USER
+    users = items * CLICKS_PER_ITEM // CLICKS_PER_USER
     item_UT = log_of(items, users + TEST_USERS, rng)
     named = np.char.mod("%d", np.arange(items)).tolist()
-    trainer = TrainerSettings(loss="sampled_softmax", negatives=1_024, max_items=max(items, 1))
+    trainer = TrainerSettings(loss="sampled_softmax", negatives=NEGATIVES, max_items=items)
     learner = Learner(SETTINGS, trainer)
     learner.admit(named)
+    with torch.no_grad():
+        rows_I = torch.from_numpy(learner.catalogue.rows_of(named))
+        beginning_ID = neighbourhoods(torch.from_numpy(item_UT[:users]), items, torch.Generator().manual_seed(1))
+        learner.network.item_RD[rows_I] = beginning_ID
     weights = (1.0,) * CLICKS_PER_USER
     stretches = [Stretch(tuple(named[item] for item in item_T), weights) for item_T in item_UT[:users].tolist()]
-    passes = RetrainSettings(epochs=1, batch_users=128, learning_rate=3e-3, max_seconds=3_600.0)
+    passes = RetrainSettings(epochs=1, batch_users=128, learning_rate=3e-3, max_seconds=seconds)
     began = time.process_time()
-    for taught in learn_in_passes(learner, stretches, passes, clock=time.process_time, stop=threading.Event()):
-        print(f"learnt {users:,} users: loss {taught.loss:.3f}, {taught.seconds:.0f} CPU-s", file=sys.stderr)
+    for taught in learn_in_passes(learner, stretches, passes, clock=time.process_time, stop=stop):
+        print(f"learnt: mean loss {taught.loss:.3f}, {taught.seconds:.0f} CPU-s", file=sys.stderr)
     row_BT = torch.from_numpy(learner.catalogue.rows_of(named)[item_UT[users:]])
-    return Large(learner.network, row_BT, time.process_time() - began, users * CLICKS_PER_USER)
+    learnt = passes.batch_users * learner.optimiser.steps * CLICKS_PER_USER
+    return Large(learner.network, row_BT, time.process_time() - began, min(learnt, item_UT[:users].size))
 
 
-def kept(items: int, folder: Path) -> Large:
+def kept(items: int, folder: Path, *, seconds: float, stop: threading.Event) -> Large:
     """The same, learnt only where `folder` does not have it."""
     file = folder / f"large-{items}.safetensors"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        large = learn(items)
+        large = learn(items, seconds=seconds, stop=stop)
         others = {"rows": large.row_BT, "cost": torch.tensor([large.cpu_seconds, float(large.clicks)])}
         save_file(large.network.tensors(rows=items + 1) | others, file)
     tensors = load_file(file)

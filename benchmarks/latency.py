@@ -9,6 +9,8 @@ click is stamped when the client hands it over, in the record of its user's sequ
 and when the client reads that slate. A user's next click may come before the slate of the last: then only the newest is
 answered, and the answer is counted as that one's.
 
+Processor time is told for every process, the client's own too: all of them share the machine.
+
 The baseline is Kafka alone: the same clicks, read back from their own topic by the same client in the same run.
 """
 
@@ -25,11 +27,12 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+import psutil
 import pyarrow as pa
 from kafka import KafkaConsumer
 
 from benchmarks.common import Baseline, Goal, Row, arguments, explained, report, row
-from benchmarks.system import System, running_system
+from benchmarks.system import BROKER, PROCESSES, System, running_system
 from deploy.observe.reading import partitions_of
 from deploy.replay.events import Message, events
 from deploy.replay.formats import load_log
@@ -46,6 +49,7 @@ GOAL_RATE = 500
 SUSTAINED_MS = 1_000.0
 """A rate is sustained where the slowest answers of its last clicks take no longer."""
 SETTLE_SECONDS = 60.0
+CLIENT = "this client"
 
 Hop = Literal["click sent -> in its sequence", "sequence -> ranked", "ranked -> read by the client", "click -> slate"]
 Position = tuple[int, int]
@@ -82,6 +86,8 @@ class Measured(NamedTuple):
     read_back: np.ndarray
     """Milliseconds of Kafka alone."""
     versions: int
+    cores: dict[str, float]
+    """What each process took of a core while the clicks came; this one is the client, which sends and reads."""
 
     @property
     def is_sustained(self) -> bool:
@@ -172,10 +178,20 @@ def measure(system: System, watcher: Watcher, messages: Iterable[Message], *, ra
     """Plays the messages at a rate and waits until all are done."""
     watcher.begin()
     seen = watcher.seen
+    began, before = time.monotonic(), _processor_seconds(system)
     count = send_steadily(system.kafka, messages, rate=rate, sent=seen.sent)
+    seconds, after = time.monotonic() - began, _processor_seconds(system)
     system.wait_until_caught_up(("stream", "scoring"))
     _settle(seen)
-    return measured(seen, rate=rate, sent=count)
+    cores = {name: (after[name] - before[name]) / seconds for name in before}
+    return measured(seen, rate=rate, sent=count, cores=cores)
+
+
+def _processor_seconds(system: System) -> dict[str, float]:
+    """Of every process so far."""
+    pids = {name: system.pid(name) for name in (*PROCESSES, BROKER)}
+    times = {name: psutil.Process(pid).cpu_times() for name, pid in pids.items()}
+    return {name: spent.user + spent.system for name, spent in times.items()} | {CLIENT: time.process_time()}
 
 
 def _settle(seen: Seen) -> None:
@@ -186,7 +202,7 @@ def _settle(seen: Seen) -> None:
         time.sleep(0.5)
 
 
-def measured(seen: Seen, *, rate: int, sent: int) -> Measured:
+def measured(seen: Seen, *, rate: int, sent: int, cores: dict[str, float]) -> Measured:
     """Hops of the clicks that have a slate of their own, in the order in which they were sent."""
     positions = [
         position
@@ -205,7 +221,7 @@ def measured(seen: Seen, *, rate: int, sent: int) -> Measured:
         "ranked -> read by the client": answered_N - ranked_N,
         "click -> slate": answered_N - sent_N,
     }
-    return Measured(rate, sent, len(positions), hops, np.array(back), len(seen.versions))
+    return Measured(rate, sent, len(positions), hops, np.array(back), len(seen.versions), cores)
 
 
 def rows_of(all_measured: Sequence[Measured]) -> list[Row]:
@@ -233,6 +249,8 @@ def _rows_of_rate(one: Measured) -> Iterator[Row]:
                 goal=Goal("at most", most_ms, of="ours") if is_whole and one.rate == GOAL_RATE else None,
             )
     yield row(f"{one.rate}/s: model versions that served", one.versions, unit="")
+    for name, share in one.cores.items():
+        yield row(f"{one.rate}/s: {name}", share, unit="cores")
 
 
 def _percentile(values: np.ndarray, percent: int) -> float:

@@ -35,7 +35,7 @@ def test_hops_add_up_and_clicks_without_a_slate_of_their_own_are_left_out() -> N
         versions={"a/1", "a/2"},
     )
 
-    found = measured(seen, rate=10, sent=3)
+    found = measured(seen, rate=10, sent=3, cores={})
 
     assert found.answered == 2
     assert found.versions == 2
