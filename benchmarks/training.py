@@ -7,7 +7,8 @@ one negative, every item of a sequence predicted from those before it. Ours, the
 of RecTools (in an environment of its own, made by the first run) learn the same batches in turn, with 1 and 2 threads.
 The floor is the time of the matrix products alone, without padding, attention by half (it is causal), at the rate that
 torch reaches here for products of these shapes. Then a step of every loss, with 256 shared negatives, beside BCE; and
-what the optimiser's step costs with a million items.
+what the optimiser's step costs with a million items. Where torch finds CUDA, our step there as well: by how much it
+falls short of products of bfloat16 at the rate that is measured, and the largest batch that fits.
 
 `--data` takes a parquet file of (user, item) in time order; without it users have as many items as MovieLens-1M's.
 """
@@ -51,6 +52,8 @@ LENGTH_DECILES = [18, 24, 33, 44, 66, 96, 135, 190, 280, 400, 2_300]
 ITEMS = 3_416
 FEW_ITEMS, MANY_ITEMS, TOUCHED = 4_000, 1_000_000, 1_000
 SYNTHETIC_USERS = 2_000
+MOST_SEQUENCES = 65_536
+"""Of the batches that are tried on a GPU."""
 SHORT = "cross_entropy, bfloat16 products:"
 """As by `trainer.softmax_products`."""
 
@@ -71,35 +74,44 @@ class Ours:
     """The product's step."""
 
     def __init__(
-        self, loss: str, *, shared_negatives: int | None = None, product_kind: torch.dtype | None = None
+        self,
+        loss: str,
+        *,
+        shared_negatives: int | None = None,
+        product_kind: torch.dtype | None = None,
+        device: str = "cpu",
     ) -> None:
         self._loss = LOSSES[loss]
         self._kind = product_kind
         self._shared = shared_negatives
         self._rng = np.random.default_rng(1)
         self._sampler = uniform(np.arange(1, ITEMS + 1))
-        self._model = SASRec(SETTINGS, capacity=ITEMS + 1, generator=torch.Generator().manual_seed(1))
+        network = SASRec(SETTINGS, capacity=ITEMS + 1, generator=torch.Generator().manual_seed(1))
+        self._model = network.to(torch.device(device))
+        self._model.has_short_products = device == "cuda"
         self._model.reset_rows(np.arange(1, ITEMS + 1), self._rng)
         self._optimiser = RowAdam(self._model, learning_rate=LEARNING_RATE)
 
     def __call__(self, batch: Batch) -> float:
         """One negative for each position, or some that all share."""
         start = time.perf_counter()
+        device = self._model.device
         wanted_BT = batch.target_BT != PADDING
-        hidden_PD = self._model.states_at(batch.row_BT, wanted_BT, rng=self._rng)
+        hidden_PD = self._model.states_at(batch.row_BT.to(device), wanted_BT.to(device), rng=self._rng)
         target_P = batch.target_BT[wanted_BT]
         shape = (len(target_P), 1) if self._shared is None else (self._shared,)
         positions = Positions(
             hidden_PD=hidden_PD,
-            target_P=target_P,
-            weight_P=torch.ones(len(target_P)),
+            target_P=target_P.to(device),
+            weight_P=torch.ones(len(target_P), device=device),
             item_RD=self._model.item_RD,
             size=ITEMS + 1,
-            negative=self._sampler.draw(shape, self._rng),
+            negative=self._sampler.draw(shape, self._rng).to(device),
             product_kind=self._kind,
         )
         torch.autograd.backward(self._loss(positions))
         self._optimiser.step()
+        _finish(device)
         return time.perf_counter() - start
 
 
@@ -167,7 +179,10 @@ def main() -> None:
     for threads in (1, 2):
         with contextlib.nullcontext() if options.without_rectools else rectools(threads=threads) as peer:
             rows += beside_others(sequences, peer, threads=threads, rounds=rounds)
-    report("training", [*rows, *between_losses(sequences, rounds=rounds), with_many_items(rounds=rounds)])
+    rows += [*between_losses(sequences, rounds=rounds), with_many_items(rounds=rounds)]
+    if torch.cuda.is_available():
+        rows += on_device("cuda", sequences, rounds=rounds)
+    report("training", rows)
 
 
 def read_sequences(path: Path) -> list[np.ndarray]:
@@ -187,12 +202,12 @@ def synthetic_sequences() -> list[np.ndarray]:
     return [rng.integers(1, ITEMS + 1, size=length) for length in lengths]
 
 
-def batches(sequences: list[np.ndarray]) -> Iterator[Batch]:
+def batches(sequences: list[np.ndarray], *, size: int = BATCH) -> Iterator[Batch]:
     """Random users, for ever."""
     rng = np.random.default_rng(2)
     while True:
-        chosen = [sequences[user][-SETTINGS.max_length - 1 :] for user in rng.integers(len(sequences), size=BATCH)]
-        whole_BL = np.full((BATCH, SETTINGS.max_length + 1), PADDING)
+        chosen = [sequences[user][-SETTINGS.max_length - 1 :] for user in rng.integers(len(sequences), size=size)]
+        whole_BL = np.full((size, SETTINGS.max_length + 1), PADDING)
         for index, items in enumerate(chosen):
             whole_BL[index, -len(items) :] = items
         target_BT = np.where(whole_BL[:, :-1] == PADDING, PADDING, whole_BL[:, 1:])
@@ -237,20 +252,61 @@ def beside_others(sequences: list[np.ndarray], peer: RecTools | None, *, threads
 
 
 def floor_seconds(sequences: list[np.ndarray]) -> float:
-    """Time of a batch's matrix products alone, forward and backward (three times forward)."""
+    """Time of a batch's matrix products alone, forward and backward."""
+    return BATCH * operations(sequences) / product_rate()
+
+
+def operations(sequences: list[np.ndarray]) -> float:
+    """Floating-point operations in the products of a sequence, on average: forward, and twice as many backward."""
     units = SETTINGS.units
     length_N = np.minimum([len(items) - 1 for items in sequences], SETTINGS.max_length)
     dense = 2 * 5 * units**2 * float(length_N.mean())
     attention = 2 * units * float((length_N.astype(np.float64) ** 2).mean())
-    return 3 * SETTINGS.blocks * BATCH * (dense + attention) / product_rate()
+    return 3 * SETTINGS.blocks * (dense + attention)
 
 
-def product_rate() -> float:
+def product_rate(*, device: str = "cpu", kind: torch.dtype = torch.float32) -> float:
     """Floating-point operations a second of a product as the network makes them."""
     positions, units = BATCH * SETTINGS.max_length, SETTINGS.units
-    left, right = torch.randn(positions, units), torch.randn(units, 3 * units)
-    best = min(_seconds(lambda: left @ right) for _ in range(20))
+    left, right = (torch.randn(shape, device=device).to(kind) for shape in ((positions, units), (units, 3 * units)))
+
+    def multiply() -> None:
+        left @ right
+        _finish(left.device)
+
+    best = min(_seconds(multiply) for _ in range(20))
     return 2 * positions * units * 3 * units / best
+
+
+def on_device(device: str, sequences: list[np.ndarray], *, rounds: int, most: int = MOST_SEQUENCES) -> list[Row]:
+    """A step with one negative on a GPU: at the paper's batch and at the largest that fits, of at most so many."""
+    rate = product_rate(device=device, kind=torch.bfloat16)
+    largest, size = BATCH, BATCH
+    while size <= most and _fits(device, sequences, size):
+        largest, size = size, 2 * size
+    rows = [row(f"largest batch that fits, {device}", largest, unit="sequences")]
+    for batch in dict.fromkeys((BATCH, largest)):
+        step = Ours("bce", device=device)
+        learnt = batches(sequences, size=batch)
+        seconds = statistics.median([step(next(learnt)) for _ in range(rounds + WARM_UP)][WARM_UP:])
+        floor = Baseline("products of bfloat16 alone", rate / operations(sequences))
+        what = f"BCE step of {batch:,} on {device}"
+        rows.append(row(what, batch / seconds, unit="sequences/s", baseline=floor))
+    return rows
+
+
+def _fits(device: str, sequences: list[np.ndarray], size: int) -> bool:
+    try:
+        Ours("bce", device=device)(next(batches(sequences, size=size)))
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _finish(device: torch.device) -> None:
+    """Waits until a GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -134,6 +134,9 @@ class SASRec(nn.Module):
     def __init__(self, settings: ModelSettings, *, capacity: int, generator: torch.Generator) -> None:
         super().__init__()
         self.settings = settings
+        self.has_short_products = False
+        """Whether torch makes products of bfloat16 (autocast), as pays on a GPU; sums and norms stay of float32. The
+        native kernels take no notice."""
         self.item_RD = nn.Parameter(torch.zeros(capacity, settings.units))
         self.position_TD = nn.Parameter(torch.empty(settings.max_length, settings.units))
         self.blocks = nn.ModuleList(
@@ -276,7 +279,8 @@ class SASRec(nn.Module):
         """Sequences of similar length together; the definition of what the native kernels do."""
         wanted_B = np.flatnonzero(sequences.last_B)
         groups = [wanted_B[group] for group in length_groups(sequences.length_B[wanted_B])]
-        parts = [self._encode_group(sequences, group, dropout) for group in groups]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.has_short_products):
+            parts = [self._encode_group(sequences, group, dropout) for group in groups]
         hidden_QD, position_Q = torch.cat([hidden for hidden, _ in parts]), torch.cat([at for _, at in parts])
         normed_QD: Tensor = self.final_norm(hidden_QD[position_Q.argsort()])
         return normed_QD

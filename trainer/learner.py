@@ -131,6 +131,8 @@ class Learner:
         catalogue.max_items, catalogue.half_life_clicks = self.settings.max_items, self.settings.popular_half_life
         self.catalogue = catalogue
         self.network = network
+        on_cuda = network.device.type == "cuda"
+        network.has_short_products = on_cuda and self.settings.network_products == "bfloat16"
         self.optimiser = RowAdam(
             network,
             learning_rate=self.settings.learning_rate,

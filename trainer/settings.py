@@ -130,6 +130,10 @@ class TrainerSettings(Section):
     """CPU threads of torch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network learns; auto takes CUDA when it is there."""
+    network_products: Literal["float32", "bfloat16"] = "float32"
+    """What the network's products are made of on CUDA: `bfloat16` is torch's autocast, with flash attention where it
+    applies. On a CPU it changes nothing.
+    """
     seed: int = 1
     """Of weights, dropout, negatives and replay."""
 

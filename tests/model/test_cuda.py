@@ -66,6 +66,16 @@ def test_a_step_on_cuda_is_the_step_on_the_cpu(loss: str) -> None:
         torch.testing.assert_close(weights_cuda[name], weight, rtol=RELATIVE, atol=ABSOLUTE, msg=name)
 
 
+def test_products_of_bfloat16_on_cuda_round_the_states_a_little() -> None:
+    """Norms keep states near one; eight bits of each product's factors remain."""
+    model = network("cuda")
+    exact = model(sequences().to("cuda"))
+
+    model.has_short_products = True
+
+    torch.testing.assert_close(model(sequences().to("cuda")), exact, rtol=0.05, atol=0.05)
+
+
 def test_prediction_and_ranking_on_cuda_are_those_on_the_cpu() -> None:
     live_R = torch.ones(256, dtype=torch.bool)
     live_R[ITEMS + 1 :] = False

@@ -106,6 +106,21 @@ def test_prediction_is_the_last_position(model: SASRec) -> None:
     torch.testing.assert_close(model.encode_last(ROWS), model(ROWS)[:, -1].detach())
 
 
+def test_short_products_round_the_states_a_little_and_leave_them_float32(
+    model: SASRec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.sasrec.runs_natively", lambda *_, **__: False)
+    exact = model(ROWS)
+
+    model.has_short_products = True
+    rounded = model(ROWS)
+    torch.autograd.backward(rounded.sum())
+
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
+    assert all(weight.grad is None or weight.grad.dtype == torch.float32 for weight in model.parameters())
+
+
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_the_order_of_items_matters(norm: Literal["pre", "post"]) -> None:
     model = network(ModelSettings(max_length=6, units=8, norm=norm))
