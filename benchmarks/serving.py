@@ -36,10 +36,14 @@ SETTINGS = ModelSettings(max_length=200, units=50, blocks=2, heads=1)
 """The paper's, for MovieLens-1M."""
 POLICY = PolicySettings()
 ITEMS, QUICK_ITEMS = (3_416, 100_000, 1_000_000, 10_000_000), (3_416, 100_000)
-BATCHES = (1, 128)
+BATCHES = (1, 128, 512)
+MOST_AT_ONCE = 200_000_000
+"""Scores of a batch; larger batches of larger catalogues gain nothing."""
+GOALS = {1: 1 / 0.3, 128: 10.0}
+"""How many times the users of the textbook, by batch, over the smallest catalogue."""
 MOST_SORTED = 30_000_000
 """Scores that a full sort is asked for at once; beyond, the textbook is left out."""
-ROUNDS, QUICK_ROUNDS, ROUND_SECONDS = 200, 30, 4.0
+ROUNDS, QUICK_ROUNDS, ROUND_SECONDS = 200, 30, 2.0
 FLOOR_ROWS = 1 << 15
 MOST_SLATES_ITEMS = 200_000
 
@@ -162,7 +166,7 @@ def interleaved(ways: Sequence[tuple[str, Callable[[Users], None]]], users: User
 
 def rows_of(ways: Ways, *, rounds: int) -> Iterator[Row]:
     """One catalogue, every batch."""
-    for batch in BATCHES:
+    for batch in (batch for batch in BATCHES if batch * ways.items <= MOST_AT_ONCE or batch == 1):
         users = draw_users(batch, ways.items, np.random.default_rng(batch))
         chosen = [("ours", ways.ours), ("floor", ways.floor), ("faiss flat", ways.faiss_flat)]
         if batch * ways.items <= MOST_SORTED:
@@ -178,7 +182,8 @@ def _rows_of_batch(items: int, batch: int, timed: Sequence[Timed]) -> Iterator[R
     what = f"{items:,} items, {batch} user{'s' if batch > 1 else ''} at once"
     for name in ("textbook", "faiss flat"):
         if name in found:
-            goal = Goal("at least", 10.0) if (name, items, batch) == ("textbook", ITEMS[0], 128) else None
+            is_judged = (name, items) == ("textbook", ITEMS[0]) and batch in GOALS
+            goal = Goal("at least", GOALS[batch]) if is_judged else None
             rates = batch / found["ours"], Baseline(name, batch / found[name])
             yield row(f"{what}: users a second", rates[0], unit="1/s", baseline=rates[1], goal=goal)
     for percent in (50, 99):
