@@ -78,6 +78,8 @@ class StreamSettings(Section):
     chunk_records: Annotated[int, Field(ge=1, le=100_000)] = 2_000
     """Most records of one partition that are folded and committed together."""
     stall_seconds: Annotated[float, Field(gt=0.0)] = 60.0
-    """A worker that finishes nothing for so long though records wait ends itself, to be started again, in seconds."""
+    """A worker that finishes nothing of a partition for so long though records wait ends itself, to be started again,
+    in seconds. Half as long, records wait for older ones of another topic that Kafka does not bring.
+    """
     event_loop: Literal["uvloop", "asyncio"] = "uvloop"
     """uvloop is faster; asyncio where it does not exist."""
