@@ -182,3 +182,22 @@ async def test_after_a_rebalance_nothing_is_read_before_what_was_under_way_is_ha
 
     assert before == [(0, 1)]
     assert reading.worker.begun == [(0, 1), (1, 1)], "what was queued before comes again, from the new generation"
+
+
+class FailingWorker(Worker):
+    """Fails with the first batch, as when another worker has taken the partition over."""
+
+    async def handle(self, batch: Batch) -> None:
+        raise ValueError(f"fenced out of partition {batch.partition}")
+
+
+async def test_what_fails_in_one_partition_ends_the_reading_of_all() -> None:
+    stream = Stream()
+    reader = Reader(App(), KAFKA, FailingWorker(), patience_seconds=60, debts=nothing_owed)  # type: ignore[arg-type]
+    stream.put(1)
+
+    with pytest.raises(ExceptionGroup) as failed:
+        await reader.read(stream)
+
+    assert [str(error) for error in failed.value.exceptions] == ["fenced out of partition 1"]
+    assert stream.acknowledged == []
