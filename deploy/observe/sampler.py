@@ -61,8 +61,15 @@ class Sampler:
         self._offsets = Offsets(settings.kafka)
         self._tail = Tail(settings.kafka)
         self._rates = {name: Rate() for name in (*RATED, EXAMPLES_TRAINED)}
-        self._began_with = self._offsets.totals([RECOMMENDATIONS])[RECOMMENDATIONS]
+        self._began_with = self._recommendations()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+
+    def _recommendations(self) -> int | None:
+        """How many there are; None where the broker does not say yet, as right after it made the topics."""
+        try:
+            return self._offsets.totals([RECOMMENDATIONS])[RECOMMENDATIONS]
+        except KafkaError:  # reason: the first look that is answered counts from there
+            return None
 
     def start(self) -> None:
         """Begins to look."""
@@ -104,6 +111,8 @@ class Sampler:
     def _looked(self, samples: Sequence[Sample], *, at_seconds: float) -> Snapshot:
         """All but the processes and the lag."""
         totals = self._offsets.totals(RATED)
+        if self._began_with is None:
+            self._began_with = totals[RECOMMENDATIONS]
         self._tail.poll()
         seen = self._tail.seen
         trained = next((one.value for one in samples if one.name == EXAMPLES_TRAINED), None)

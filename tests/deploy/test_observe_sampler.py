@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kafka import TopicPartition
+from kafka.errors import NotLeaderForPartitionError
 from kafka.structs import OffsetAndMetadata
 
 from deploy.local.supervisor import ProcessState
@@ -108,3 +109,24 @@ def test_a_look_holds_the_figures_of_processes_and_topics(
     assert look.snapshot.hit_rate["sasrec"] == 0.25
     assert look.snapshot.examples_trained is not None
     assert lag == 4
+
+
+@pytest.mark.broker
+def test_a_broker_that_does_not_say_how_much_there_is_at_the_start_is_asked_again(
+    kafka: KafkaSettings, tmp_path: Path, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = Offsets.totals
+
+    def unanswered(_self: Offsets, _names: Iterable[str]) -> dict[str, int]:
+        raise NotLeaderForPartitionError("the topics have just been made")
+
+    monkeypatch.setattr(Offsets, "totals", unanswered)
+    sampler = Sampler(settings_in(tmp_path, kafka), lambda: [TRAINER])
+    monkeypatch.setattr(Offsets, "totals", answered)
+    sampler.start()
+    try:
+        look = wait_until(lambda: sampler.newest if sampler.newest and sampler.newest.snapshot.lag else None)
+    finally:
+        sampler.stop()
+
+    assert look.snapshot.recommendations == 0
