@@ -39,7 +39,7 @@ ITEMS, QUICK_ITEMS = 1_000_000, 20_000
 CPU_SECONDS, QUICK_CPU_SECONDS = 120.0, 10.0
 CANDIDATES, SHOWN = 200, 10
 SEARCHED_ALONE, SEARCHED_TOGETHER = 100, 128
-SHARES = (0.01, 0.03, 0.1)
+SHARES = (0.01, 0.02, 0.04, 0.1)
 MOVED_SHARE, MOVED_BY = 0.02, 0.3
 """Of the rows that change between two looks, and by how much of their length."""
 
@@ -143,7 +143,7 @@ def _searches(task: Task, index: Index, exact_BK: Tensor) -> Iterator[Row]:
     lists, alone_ms = len(index.centre_LD), milliseconds(exactly, task)
     together = task.some(slice(0, SEARCHED_TOGETHER))
     together_ms = _together(exactly, together)
-    inverted = {share: through_faiss(task.item_RD, lists=lists, probes=round(share * lists)) for share in SHARES[1:2]}
+    inverted = {share: through_faiss(task.item_RD, lists=lists, probes=round(share * lists)) for share in SHARES[2:3]}
     for share in SHARES:
         ours = through(dataclasses.replace(index, probes=max(1, round(share * lists))))
         is_default = share == ScoringSettings().index_share

@@ -34,7 +34,7 @@ from trainer.settings import RetrainSettings, TrainerSettings
 SETTINGS = ModelSettings(max_length=50, units=64, blocks=2)
 ITEMS_PER_SERIES, SERIES_PER_GENRE = 200, 25
 GENRES_PER_USER = 4
-CLICKS_PER_USER, CLICKS_PER_ITEM = 40, 8
+CLICKS_PER_USER, CLICKS_PER_ITEM = 40, 6
 NEGATIVES = 512
 STAY, FOLLOW = 0.85, 0.5
 """The chance to stay in a series, and in it to take what follows the last item."""

@@ -52,7 +52,7 @@ class ScoringSettings(Section):
     """A catalogue of more items is searched through an index that follows every version: scores and propensities stay
     exact, some of the best items are missed. Absent: every item is always scored.
     """
-    index_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.03
+    index_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.04
     """The share of such a catalogue that a search looks through: more takes longer and misses less."""
     max_fresh_wait_ms: Annotated[int, Field(ge=0, le=60_000)] = 1_000
     """How long a request that asks for a click to be known may wait for it, from its arrival, in milliseconds."""
