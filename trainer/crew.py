@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # documented, and left out of __all__
+from torch.distributed.rendezvous import rendezvous
 
 from model.sasrec import SASRec
 
@@ -212,7 +214,10 @@ def crew_of(environment: Mapping[str, str] = os.environ) -> Iterator[Crew]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=PATIENCE)
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    # torchrun keeps one store over all restarts: whoever came back first would call the dead by their old addresses.
+    own = PrefixStore(f"restart-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield Ranks()
     finally:

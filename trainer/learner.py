@@ -33,6 +33,7 @@ from trainer.flood import Flood, Let, Reason
 from trainer.guard import Guard
 from trainer.newcomers import neighbours_of, warm_start
 from trainer.prequential import CUT, MISS, Asked, Guess, Prequential
+from trainer.probation import Probation
 from trainer.replay import Replay
 from trainer.restraints import restraints_of
 from trainer.settings import TrainerSettings
@@ -118,6 +119,8 @@ class Learner:
             )
         self.guard = Guard()
         self.flood = Flood()
+        self.probation: Probation | None = None
+        """Where it was promoted lately."""
         self.waiting = Waiting()
         self.examples_trained = 0
         self.trained_through_ms: int | None = None
@@ -321,7 +324,7 @@ class Learner:
         if not asked:
             return
         events = Events(self._histories(asked), self.catalogue.rows_of(click.item_id for click in asked))
-        self.prequential.judge(
+        judged = self.prequential.judge(
             Asked(
                 events=events,
                 served_N=np.array([click.served is not None for click in asked], dtype=np.bool_),
@@ -332,6 +335,8 @@ class Learner:
             self._guess(events),
             popular=Popular(self.catalogue.recent_click_counts()),
         )
+        if self.probation is not None:
+            self.probation.observe(judged)
 
     def _some(self, clicks: Sequence[ClickExample]) -> Sequence[ClickExample]:
         """At most `predicted_clicks`, by dice of their own: what is measured changes nothing of what is learnt."""

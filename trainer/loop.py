@@ -42,7 +42,8 @@ from trainer.guard import Run
 from trainer.learner import Learnt
 from trainer.lock import only_trainer
 from trainer.orders import Begin, BeginAnew, Compare, Learn, Order, Resume, Stop, encode_order
-from trainer.publish import OnPublished, Publisher, Workshop, new_lineage
+from trainer.probation import Lead, Probation, lead_of
+from trainer.publish import FIRST_VERSION, OnPublished, Publisher, Workshop, announce, new_lineage
 from trainer.settings import TrainerSettings
 from trainer.state import Resumed
 from trainer.step import Fault
@@ -215,6 +216,7 @@ class TrainerLoop:
         metrics.STEP_SECONDS.observe(time.perf_counter() - began)
         self._tell_lag(self._reader.lag())
         self._watch(learnt)
+        self._watch_promoted()
 
     def _tell_lag(self, lag: int) -> None:
         """Once when it is far behind, and once when it no longer is."""
@@ -313,9 +315,49 @@ class TrainerLoop:
             _log.error("the announced model is not in this folder; learning goes on", announced=promoted.path)
             return False
         self._tell_published(wait=True)
+        champion, lead = self.lineage, lead_of(self.learner.prequential)
         self._live = promoted
         self._resume(checkpoint)
+        if promoted.version == FIRST_VERSION and promoted.lineage != champion:
+            self._put_on_probation(champion, lead)
         return True
+
+    def _put_on_probation(self, champion: str, lead: Lead | None) -> None:
+        """A model fresh from the gate; not an older version that somebody made live again."""
+        if lead is not None and self._place.trainer.probation_clicks:
+            self.learner.probation = Probation(champion, lead)
+
+    def _watch_promoted(self) -> None:
+        probation = self.learner.probation
+        if probation is None:
+            return
+        finding = probation.look(clicks=max(1, self._place.trainer.probation_clicks))
+        metrics.PROBATION_LEAD.labels("before").set(probation.before.mean)
+        if probation.lead:
+            metrics.PROBATION_LEAD.labels("since").set(probation.since().mean)
+        if finding == "passed":
+            self.learner.probation = None
+            _log.info("the promoted model has shown itself", lineage=self.lineage)
+        elif finding == "worse":
+            self._bring_back(probation)
+
+    def _bring_back(self, probation: Probation) -> None:
+        """The lineage before the promotion, from its last full checkpoint; what came since is learnt by it as well."""
+        self.learner.probation = None
+        back = newest_checkpoint(self._place.checkpoints / probation.champion, on_broken=self._report_broken)
+        told = {"before": probation.before.mean, "since": probation.since().mean, "clicks": len(probation.lead)}
+        if back is None:
+            _log.error("the promoted model is worse, and the one before it is gone", lineage=self.lineage, **told)
+            return
+        self._tell_published(wait=True)
+        worse = self.lineage
+        self._live = announce(self._sender, self._place.kafka, back, generation=self._generation + 1)
+        self._resume(back)
+        metrics.ROLLBACKS.labels("worse").inc()
+        _log.error(
+            "the promoted model is worse: the one before it is live again", worse=worse, live=self._live.name, **told
+        )
+        self._on_published(self._live)
 
     def _checkpoint_of(self, live: ModelAnnouncement) -> WrittenCheckpoint | None:
         """Its lineage's newest whole checkpoint; the announced one itself where that takes the lineage back to it."""

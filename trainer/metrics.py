@@ -65,6 +65,12 @@ MICRO_BATCH_EXAMPLES = Histogram(
     "Examples learnt at once: more when the trainer is behind.",
     buckets=(1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096),
 )
+PROBATION_LEAD = Gauge(
+    "sasrec_probation_lead",
+    "NDCG@10 of the network less that of item-to-item transitions, before the last promotion and since, while the "
+    "promoted model is watched.",
+    ["when"],
+)
 STEP_SECONDS = Histogram(
     "sasrec_step_seconds",
     "From a micro-batch in hand to the weights changed by it, in seconds.",

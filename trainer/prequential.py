@@ -241,6 +241,11 @@ class Prequential:
         for served in (0, 1):
             self._totals[served] += [part[judged.served_N == served].sum(axis=0) for part in parts]
 
+    @property
+    def window(self) -> Judged:
+        """The clicks that the moving figures are taken over."""
+        return self._window
+
     def moving(self, ranker: Ranker, kind: Kind = "all") -> Score:
         """Over the clicks of the window."""
         judged = self._window.where(self._window.of_kind(kind))

@@ -69,6 +69,10 @@ class TrainerSettings(Section):
     """A micro-batch whose loss lies so many robust standard deviations above the last ones is a spike."""
     spikes: Annotated[int, Field(ge=2)] = 3
     """Spikes in close succession that lead back to the last good checkpoint; from the first on nothing is published."""
+    probation_clicks: Annotated[int, Field(ge=0)] = 5_000
+    """Clicks after which a promoted model has shown itself; where it foresees worse than the one before it, that one
+    comes back by itself. 0: no promoted model is watched.
+    """
     flood_window: Annotated[int, Field(ge=1)] = 10_000
     """Examples of a window in which a single user and a single item are bounded."""
     user_flood_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1

@@ -28,6 +28,7 @@ from trainer.exposure import Exposure
 from trainer.flood import Flood
 from trainer.guard import Guard
 from trainer.learner import Learner
+from trainer.probation import Probation
 from trainer.replay import Replay
 from trainer.settings import TrainerSettings
 from trainer.waiting import Waiting
@@ -50,6 +51,7 @@ class TrainerDocument(msgspec.Struct, frozen=True, kw_only=True):
     guard: Guard = msgspec.field(default_factory=Guard)
     flood: Flood = msgspec.field(default_factory=Flood)
     waiting: Waiting = msgspec.field(default_factory=Waiting)
+    probation: Probation | None = None
 
 
 class Resumed(NamedTuple):
@@ -80,6 +82,7 @@ def documents_of(learner: Learner, cut: Cut, boundaries: tuple[dict[int, int], .
         guard=learner.guard,
         flood=learner.flood,
         waiting=learner.waiting,
+        probation=learner.probation,
     )
     return {CATALOGUE: learner.catalogue.to_document(), TRAINER: msgspec.msgpack.encode(document)}
 
@@ -154,6 +157,7 @@ def _restore_document(learner: Learner, document: TrainerDocument) -> None:
         max_users=learner.replay.max_users, max_items=learner.replay.max_items, choice=learner.replay.choice
     )
     learner.guard, learner.flood, learner.waiting = document.guard, document.flood, document.waiting
+    learner.probation = document.probation
     learner.exposure = msgspec.structs.replace(document.exposure, window=learner.exposure.window)
 
 

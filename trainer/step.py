@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from model.catalogue import PADDING
 from model.losses import Positions, cross_entropy, in_slate_pairs
+from model.moving import moved
 from model.negatives import Sampler
 from model.optimiser import RowAdam
 from model.sasrec import SASRec
@@ -168,13 +169,13 @@ class Step:
     def _inside_slates(self, slates: Slates, rng: np.random.Generator) -> Tensor:
         """Term (a): the clicked items of a slate against those that stayed unclicked."""
         device = self._model.device
-        hidden_SD = self._model(slates.row_ST.to(device), last=1, rng=rng)[:, 0]
+        hidden_SD = self._model(moved(slates.row_ST, device), last=1, rng=rng)[:, 0]
         item_SKD = functional.embedding(
-            slates.item_SK.to(device), self._model.item_RD, padding_idx=PADDING, sparse=True
+            moved(slates.item_SK, device), self._model.item_RD, padding_idx=PADDING, sparse=True
         )
         score_SK = torch.einsum("sd,skd->sk", hidden_SD, item_SKD)
         return in_slate_pairs(
-            score_SK, slates.clicked_SK.to(device), slates.negative_SK.to(device), slates.weight_SK.to(device)
+            score_SK, *(moved(tensor, device) for tensor in (slates.clicked_SK, slates.negative_SK, slates.weight_SK))
         )
 
 
@@ -204,5 +205,8 @@ def _share(part: int, whole: int) -> float:
 def targets_of(model: SASRec, group: Group, rng: np.random.Generator | None) -> Gathered:
     """Hidden state, target and weight of the positions that have a target; the others are not even computed last."""
     wanted_BT = group.target_BT != PADDING
-    hidden_PD = model.states_at(group.row_BT.to(model.device), wanted_BT.to(model.device), rng=rng)
-    return hidden_PD, group.target_BT[wanted_BT].to(model.device), group.weight_BT[wanted_BT].to(model.device)
+    row_BT, target_P, weight_P, wanted_on_device_BT = (
+        moved(tensor, model.device)
+        for tensor in (group.row_BT, group.target_BT[wanted_BT], group.weight_BT[wanted_BT], wanted_BT)
+    )
+    return model.states_at(row_BT, wanted_on_device_BT, rng=rng), target_P, weight_P

@@ -8,6 +8,7 @@ import torch
 
 from model.catalogue import PADDING
 from model.losses import LOSSES, Positions
+from model.moving import moved
 from model.optimiser import RowAdam
 from model.ranking import rank_of, top_k
 from model.sasrec import SASRec
@@ -97,3 +98,23 @@ def test_prediction_and_ranking_on_cuda_are_those_on_the_cpu() -> None:
     torch.testing.assert_close(found["cuda"][0], found["cpu"][0], rtol=RELATIVE, atol=ABSOLUTE)
     torch.testing.assert_close(found["cuda"][1], found["cpu"][1], rtol=RELATIVE, atol=ABSOLUTE)
     assert not found["cuda"][2].any()
+
+
+def test_what_goes_to_a_gpu_goes_from_pinned_memory_and_arrives_as_it_was() -> None:
+    rows_BT = sequences()
+
+    there = moved(rows_BT, torch.device("cuda"))
+
+    assert there.is_cuda
+    assert torch.equal(there.cpu(), rows_BT)
+    assert moved(there, there.device) is there
+
+
+def test_the_dense_weights_are_learnt_by_the_fused_optimiser_on_the_gpu() -> None:
+    model = network("cuda")
+    optimiser = RowAdam(model, learning_rate=0.01)
+
+    torch.autograd.backward(model(sequences().to("cuda")).square().sum())
+
+    assert optimiser.step() > 0.0
+    assert all(group["fused"] for group in optimiser._adam.param_groups)
