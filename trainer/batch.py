@@ -50,6 +50,11 @@ def coalesce(clicks: Sequence[ClickExample], *, max_length: int, min_context: in
     a long chain at least `min_context` of them (or all, where there are fewer). Where contexts do not chain, the
     clicks stand in separate sequences.
     """
+    return [piece for chain in runs(clicks) for piece in cut(chain, max_length=max_length, min_context=min_context)]
+
+
+def runs(clicks: Sequence[ClickExample]) -> list[Chain]:
+    """Every click once, those of one user that continue one another as one chain, however long."""
     chains: list[Chain] = []
     newest: dict[str, int] = {}
     for index, click in enumerate(clicks):
@@ -60,7 +65,7 @@ def coalesce(clicks: Sequence[ClickExample], *, max_length: int, min_context: in
         else:
             newest[click.user_id] = len(chains)
             chains.append(Chain((*click.context, click.item_id), (index,)))
-    return [piece for chain in chains for piece in cut(chain, max_length=max_length, min_context=min_context)]
+    return chains
 
 
 def _continues(click: ClickExample, before: ClickExample) -> bool:

@@ -11,7 +11,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain as concatenated
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from model.sasrec import SASRec
 from model.settings import ModelSettings
 from stream.examples import ClickExample, Example, SlateExample
 from trainer.baselines import Events, Popular
-from trainer.batch import Stretch, coalesce, collate, weighted
+from trainer.batch import Stretch, coalesce, collate, runs, weighted
 from trainer.crew import ALONE, Crew
 from trainer.exposure import Exposure
 from trainer.flood import Flood, Let, Reason
@@ -233,8 +233,9 @@ class Learner:
         """What was refused must not come back by replay."""
         refused = {example.id for example in but}
         kept = [index for index, click in enumerate(clicks) if click.id not in refused]
-        stretches = [Stretch((*clicks[n].context, clicks[n].item_id), (float(weights.weight_N[n]),)) for n in kept]
-        self.remember([clicks[n].user_id for n in kept], stretches)
+        chains = runs([clicks[index] for index in kept])
+        user_ids = [clicks[kept[chain.examples[0]]].user_id for chain in chains]
+        self.remember(user_ids, [weighted(chain, weights.weight_N[kept]) for chain in chains])
 
     def remember(self, user_ids: Sequence[str], stretches: Sequence[Stretch]) -> None:
         """Puts sequences where replay finds them."""
@@ -308,7 +309,7 @@ class Learner:
 
     def _admit(self, clicks: Sequence[ClickExample]) -> None:
         sequences = [(*click.context, click.item_id) for click in clicks]
-        seen = dict.fromkeys(chain.from_iterable(sequences))
+        seen = dict.fromkeys(concatenated.from_iterable(sequences))
         if self.settings.admit_after > 1:
             entitled = self.entitled(click.item_id for click in clicks)
             seen = {item: None for item in seen if item in entitled or self.catalogue.row_of(item) != PADDING}

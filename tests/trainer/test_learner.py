@@ -99,6 +99,18 @@ def test_weights_that_decay_end_nearer_to_zero() -> None:
     assert decayed < 0.98 * kept
 
 
+def test_a_users_run_of_clicks_is_remembered_as_click_by_click() -> None:
+    examples = clicks(400, users=6, items=30)
+    together, apart = Learner(MODEL, TRAINER), Learner(MODEL, TRAINER)
+
+    for batch in in_batches(examples, 50):
+        together.learn(batch)
+    for example in examples:
+        apart.learn([example])
+
+    assert together.replay.stretches == apart.replay.stretches
+
+
 def test_the_cut_stands_in_the_checkpoint(tmp_path: Path) -> None:
     cut = Cut(offsets={0: 7, 1: 3}, marks={"clicks": {0: (6, 0)}})
 
