@@ -73,3 +73,12 @@ def test_an_arm_is_set_beside_the_joint_one_over_the_cycles_that_both_went_throu
     assert rows["replay, cycles 3: Recall@20"].ratio == pytest.approx(43.0 / 42.0)
     assert rows["replay, cycles 3: learning"].ratio == pytest.approx(0.1)
     assert rows["replay, cycles 3: learning"].met
+
+
+def test_weeks_by_which_settings_were_chosen_are_told_from_the_others() -> None:
+    seen = [Cycle("replay", week, Score(40.0 + week, 15.0, 100), 10.0) for week in range(6)]
+
+    rows = {line.what: line for line in rows_of(seen, cycles=16)}
+
+    assert rows["replay, cycles 0-5: Recall@20"].ours == pytest.approx(42.5)
+    assert rows["replay, cycles 4-5, by which nothing was chosen: Recall@20"].ours == pytest.approx(44.5)
