@@ -23,9 +23,9 @@ from trainer.batch import Stretch
 from trainer.learner import Learner
 from trainer.passes import Pass, learn_in_passes
 
-LOOKS = 12
+LOOKS = 24
 """At the validation items, evenly over the training."""
-PATIENCE = 8
+PATIENCE = 16
 """Looks without a better one after which a run ends."""
 
 

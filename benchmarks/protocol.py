@@ -162,7 +162,10 @@ def _figures(rank_B: Int[Tensor, " B"]) -> Figures:
 
 
 def _never_had(row_E: np.ndarray, items: int, rng: np.random.Generator) -> np.ndarray:
-    others = np.setdiff1d(np.arange(PADDING + 1, items + 1), row_E)
+    is_other_R = np.ones(items + 1, dtype=np.bool_)
+    is_other_R[: PADDING + 1] = False
+    is_other_R[row_E] = False
+    others = np.flatnonzero(is_other_R)
     if len(others) < CANDIDATES:
         raise ValueError(f"a user has all but {len(others)} of {items} items; the protocol draws {CANDIDATES} others")
     return rng.choice(others, size=CANDIDATES, replace=False)

@@ -19,7 +19,7 @@ class Recipe(NamedTuple):
 _LONGEST = 3_600.0
 """CPU seconds: half an hour of two cores."""
 _PAPERS = ModelSettings(max_length=200, units=64, blocks=2, heads=1, dropout=0.2, norm="pre")
-_WIDE = ModelSettings(max_length=200, units=128, blocks=2, heads=2, dropout=0.2, norm="pre")
+_WIDE = ModelSettings(max_length=200, units=128, blocks=2, heads=2, dropout=0.3, norm="pre")
 _PASSES = RetrainSettings(epochs=200, max_seconds=_LONGEST, batch_users=32, learning_rate=3e-3)
 _WIDE_PASSES = RetrainSettings(epochs=200, max_seconds=_LONGEST, batch_users=32, learning_rate=2e-3)
 
