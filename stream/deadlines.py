@@ -16,7 +16,7 @@ from msgspec.structs import astuple, replace
 from stream.draft import Arrival, Draft
 from stream.join import Folded
 from stream.marks import NEVER_DUE_MS, applied_of, furthest
-from stream.sequences import SECOND_MS, Accounts, Inherited, UserState, with_fresh_cause
+from stream.sequences import SECOND_MS, Accounts, Inherited, Outline, UserState, with_fresh_cause
 from stream.settings import StreamSettings
 
 DAY_MS = 86_400 * SECOND_MS
@@ -38,8 +38,8 @@ class DeadlineChanges(NamedTuple):
 
 
 def changed_deadlines(
-    before: Mapping[bytes, UserState | None],
-    after: Mapping[bytes, UserState | None],
+    before: Mapping[bytes, Outline | None],
+    after: Mapping[bytes, Outline | None],
     visited: Iterable[Due],
     settings: StreamSettings,
 ) -> DeadlineChanges:
@@ -62,7 +62,7 @@ def changed_deadlines(
     return DeadlineChanges(gone - come, come)
 
 
-def deadline_ms(state: UserState, settings: StreamSettings) -> int:
+def deadline_ms(state: Outline, settings: StreamSettings) -> int:
     """The event time past which something of the user is over: a window, or else the stay.
 
     The stay ends with the day, so that a user's deadline moves once a day and not with every event.
@@ -103,7 +103,7 @@ def with_estate(heir: UserState, forgotten: UserState) -> UserState:
     return replace(heir, inherited=Inherited(own.users + other.users + 1, clicks, accounts, applied))
 
 
-def _last_active_ms(state: UserState) -> int:
+def _last_active_ms(state: Outline) -> int:
     return max([state.clock_ms, *[slate.served_at_ms for slate in state.closed]]) if state.closed else state.clock_ms
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from stream.sequences import NEVER, Applied, UserState
+from stream.sequences import NEVER, Applied, Outline
 
 NEVER_DUE_MS = 1 << 62
 
@@ -59,7 +59,7 @@ def furthest(one: Applied, other: Applied) -> Applied:
     )
 
 
-def applied_of(state: UserState) -> Applied:
+def applied_of(state: Outline) -> Applied:
     """The highest offsets that a state speaks for: its own, and those of users forgotten in its favour."""
     inherited = state.inherited
     return state.applied if inherited is None else furthest(state.applied, inherited.applied)

@@ -12,7 +12,7 @@ import functools
 import struct
 from collections.abc import Iterable
 from itertools import accumulate, pairwise
-from typing import get_args
+from typing import Protocol, get_args
 
 import msgspec
 
@@ -241,6 +241,34 @@ class _PackedState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     inherited: Inherited | None = None
 
 
+class Outline(Protocol):
+    """What of a state its items and times are not needed for."""
+
+    @property
+    def clock_ms(self) -> int:
+        """As in `UserState`; so are the others."""
+
+    @property
+    def applied(self) -> Applied:
+        """Offsets."""
+
+    @property
+    def slates(self) -> tuple[Slate, ...]:
+        """Open ones."""
+
+    @property
+    def closed(self) -> tuple[Slate, ...]:
+        """Remembered ones."""
+
+    @property
+    def parked(self) -> tuple[ParkedClick, ...]:
+        """Clicks that wait."""
+
+    @property
+    def inherited(self) -> Inherited | None:
+        """Of users who were forgotten."""
+
+
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -300,6 +328,15 @@ def decode_state(raw: bytes) -> UserState:
         packed.parked,
         packed.inherited,
     )
+
+
+def decode_outline(raw: bytes) -> Outline:
+    """Reads what `encode_state` wrote in half the time of `decode_state`.
+
+    Raises:
+        msgspec.DecodeError: not a user's state, or that of a later version.
+    """
+    return _decoder().decode(raw[_VERSION_BYTES:]) if is_packed(raw) else _first_decoder().decode(raw)
 
 
 def is_packed(raw: bytes) -> bool:

@@ -15,7 +15,7 @@ import structlog
 
 from stream.deadlines import DeadlineChanges, Due, changed_deadlines
 from stream.marks import NEVER_DUE_MS, EventClock, Marks, applied_of, furthest
-from stream.sequences import NEVER, UserState, decode_state
+from stream.sequences import NEVER, Outline, decode_outline
 from stream.settings import StreamSettings
 from stream.sweeping import DueSoon
 
@@ -114,8 +114,8 @@ class PartitionRows:
         Raises:
             ValueError: a row that this version cannot read.
         """
-        former = dict(zip(rows, map(_state_of, rows, self.read(list(rows))), strict=True))
-        states = {key: _state_of(key, row) for key, row in rows.items()}
+        former = dict(zip(rows, map(_outline_of, rows, self.read(list(rows))), strict=True))
+        states = {key: _outline_of(key, row) for key, row in rows.items()}
         deadlines = changed_deadlines(former, states, (), self._settings)
         marks = _with_states(self.marks(), states, deadlines)
         self.write(rows, marks, deadlines, changelog_offset=changelog_offset)
@@ -132,7 +132,7 @@ class PartitionRows:
         self._gather(rows)
 
     def _gather(self, rows: Mapping[bytes, bytes | None]) -> None:
-        states = {key: _state_of(key, row) for key, row in rows.items()}
+        states = {key: _outline_of(key, row) for key, row in rows.items()}
         deadlines = changed_deadlines(dict.fromkeys(states), states, (), self._settings)
         self.write({}, _with_states(self.marks(), states, deadlines), deadlines, changelog_offset=None)
 
@@ -150,7 +150,7 @@ class StateStore:
         return PartitionRows(database, self._settings)
 
 
-def _with_states(marks: Marks, states: Mapping[bytes, UserState | None], deadlines: DeadlineChanges) -> Marks:
+def _with_states(marks: Marks, states: Mapping[bytes, Outline | None], deadlines: DeadlineChanges) -> Marks:
     clock, applied = EventClock(marks), marks.applied
     for key, state in states.items():
         if state is not None:
@@ -159,9 +159,9 @@ def _with_states(marks: Marks, states: Mapping[bytes, UserState | None], deadlin
     return Marks(clock.newest, clock.second, applied, min(marks.next_due_ms, deadlines.earliest_ms))
 
 
-def _state_of(key: bytes, row: bytes | None) -> UserState | None:
+def _outline_of(key: bytes, row: bytes | None) -> Outline | None:
     try:
-        return None if row is None else decode_state(row)
+        return None if row is None else decode_outline(row)
     except msgspec.DecodeError as error:
         raise ValueError(
             f"the state of user {key!r} on `sequences` cannot be read ({error}); upgrade to the version that wrote it"

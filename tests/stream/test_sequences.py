@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -8,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.events import Cause
-from stream.sequences import Accounts, Applied, Times, UserState, decode_state, encode_state, times_of
+from stream.sequences import (
+    Accounts,
+    Applied,
+    Inherited,
+    ParkedClick,
+    Times,
+    UserState,
+    decode_outline,
+    decode_state,
+    encode_state,
+    times_of,
+)
 from stream.topics import CLICKS
 
 ascending = st.lists(st.integers(0, 4_000_000_000_000), min_size=1, max_size=20).map(sorted)
@@ -71,6 +83,18 @@ def test_a_state_of_the_first_version_reads_like_one_of_this(times_ms: list[int]
     state = UserState(items=tuple(f"{beginning}{at_ms}" for at_ms in times_ms), times=times_of(times_ms), clock_ms=7)
 
     assert decode_state(msgspec.msgpack.encode(state)) == decode_state(encode_state(state)) == state
+
+
+@pytest.mark.parametrize("encode", [encode_state, msgspec.msgpack.encode])
+def test_an_outline_says_what_the_whole_state_says(encode: Callable[[UserState], bytes]) -> None:
+    parked = ParkedClick("i", 1, "r", None, 2, ("j",))
+    heir = Inherited(users=1, applied=Applied(clicks=9))
+    state = UserState(items=("a", "b"), times=times_of([1, 5]), clock_ms=7, parked=(parked,), inherited=heir)
+
+    outline = decode_outline(encode(state))
+
+    for name in ("clock_ms", "applied", "slates", "closed", "parked", "inherited"):
+        assert getattr(outline, name) == getattr(state, name)
 
 
 def test_the_bytes_of_this_version_do_not_change() -> None:
