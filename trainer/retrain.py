@@ -45,6 +45,8 @@ from trainer.snapshot import take_snapshot
 EVENTS_AT_ONCE = 10_000
 POLL_SECONDS = 0.2
 FULL_BATCH_SECONDS = 1.0
+MOST_JUDGED = 20_000
+"""Clicks, and slates, by which the gate judges; on a busy site more come while it waits."""
 
 Tell = Callable[[str], None]
 
@@ -184,7 +186,7 @@ def _next_events(settings: RetrainingSettings, unseen: Cut, *, through_ms: int, 
                 enough_at = time.monotonic()
     finally:
         reader.close()
-    return Log(clicks, slates)
+    return Log(clicks[:MOST_JUDGED], slates[:MOST_JUDGED])
 
 
 def _promote(written: WrittenCheckpoint, kafka: KafkaSettings) -> ModelAnnouncement:
