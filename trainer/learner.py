@@ -11,6 +11,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from itertools import chain as concatenated
 from typing import Literal, NamedTuple
 
@@ -167,7 +168,7 @@ class Learner:
         for slate in slates:
             self.exposure.observe(slate)
         weights = self.weigher.weigh(clicks, exposure=self.exposure)
-        replayed = self._replayed(len({click.user_id for click in clicks}))
+        replayed = self.replayed(len({click.user_id for click in clicks}))
         # 4.
         lesson = Lesson(clicks, weights.weight_N, slates)
         stepped = self.step(self._micro(lesson, replayed), ceiling=self._ceiling(lesson, mode))
@@ -252,9 +253,12 @@ class Learner:
         hidden_BD = self.network.encode_last(torch.from_numpy(row_BT).to(self.network.device))
         return list(self.crew.of_first(hidden_BD.cpu().numpy()))
 
-    def _replayed(self, users: int) -> list[Stretch]:
-        count = round(self.settings.replay_share * users)
-        return self.reminded(count)
+    def replayed(self, users: int) -> list[Stretch]:
+        """As many users as `replay_share` asks for, as far as `replay_positions` goes, but always one of them."""
+        stretches = self.reminded(round(self.settings.replay_share * users))
+        ends = accumulate(len(stretch.weights) for stretch in stretches)
+        within = sum(end <= self.settings.replay_positions for end in ends)
+        return stretches[: max(1, within)]
 
     def reminded(self, users: int) -> list[Stretch]:
         """Of so many replayed users, what the network can read."""

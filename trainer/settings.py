@@ -81,6 +81,10 @@ class TrainerSettings(Section):
     """Largest share of the window's examples that may be clicks on one item."""
     replay_share: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
     """Replayed users per user of a micro-batch."""
+    replay_positions: Annotated[int, Field(ge=1)] = 2_048
+    """Most clicks that are replayed in a micro-batch, in whole sequences: when it is behind, the trainer learns larger
+    micro-batches and replays less for each click.
+    """
     replay_users: Annotated[int, Field(ge=0)] = 20_000
     """Users whose last sequence is kept for replay: a reservoir."""
     replay_choice: Literal["uniform", "per_item", "herding"] = "uniform"

@@ -99,6 +99,16 @@ def test_weights_that_decay_end_nearer_to_zero() -> None:
     assert decayed < 0.98 * kept
 
 
+def test_what_is_replayed_is_bounded_whatever_the_micro_batch() -> None:
+    learner = Learner(MODEL, TRAINER.model_copy(update={"replay_positions": 20, "replay_users": 1_000}))
+    learner.learn(clicks(600, users=100))
+
+    positions = [sum(len(stretch.weights) for stretch in learner.replayed(users)) for users in (1, 4, 100)]
+
+    assert 0 < positions[0] <= positions[2] <= 20
+    assert len(Learner(MODEL, learner.settings).replayed(5)) == 0
+
+
 def test_a_users_run_of_clicks_is_remembered_as_click_by_click() -> None:
     examples = clicks(400, users=6, items=30)
     together, apart = Learner(MODEL, TRAINER), Learner(MODEL, TRAINER)
