@@ -65,7 +65,7 @@ class Sizes(NamedTuple):
     latency_seconds: float
 
 
-FULL = Sizes(ours=300_000, faust=20_000, bare=100_000, latency_seconds=15.0)
+FULL = Sizes(ours=120_000, faust=12_000, bare=60_000, latency_seconds=15.0)
 QUICK = Sizes(ours=60_000, faust=6_000, bare=40_000, latency_seconds=3.0)
 
 
