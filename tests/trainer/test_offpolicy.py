@@ -25,7 +25,7 @@ from trainer.offpolicy import chances, compared, impressions_of, looked_at, serv
 from trainer.publish import write
 from trainer.settings import GateSettings, TrainerSettings
 
-ITEMS, SLATE, REQUESTS = 30, 5, 1_500
+ITEMS, SLATE, REQUESTS = 30, 5, 800
 BEFORE = "before"
 """What everybody has."""
 POLICY = PolicySettings(slate_size=SLATE, exploration_slots=1, temperature=1.0, candidates=ITEMS)
