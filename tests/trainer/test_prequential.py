@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from model.catalogue import PADDING
 from trainer.baselines import Events, Popular
+from trainer.metrics import observe_foresight
 from trainer.prequential import CUT, MISS, RANKERS, USER_LENGTHS, Asked, Guess, Prequential, reciprocals
 from trainer.settings import TrainerSettings
 
@@ -229,3 +231,24 @@ def test_measuring_goes_on_from_the_arrays_of_a_checkpoint() -> None:
         judge(each, (1, 3), ranks=[4])
     for name, array in measure.arrays().items():
         assert resumed.arrays()[name].tolist() == array.tolist()
+
+
+def test_what_the_window_no_longer_has_is_shown_as_no_number() -> None:
+    measure = prequential(metric_window_seconds=60)
+    judge(measure, (1, 2), ranks=[0], served=[True])
+    observe_foresight(measure, items=20)
+    judge(measure, (1, 3), (1, 4), ranks=[0, MISS], at_ms=NOON_MS + HOUR_MS)
+
+    observe_foresight(measure, items=20)
+
+    assert shown("sasrec_prequential", metric="hr10", ranker="sasrec", clicks="organic", bound="value") == 0.5
+    assert math.isnan(shown("sasrec_prequential", metric="hr10", ranker="sasrec", clicks="served", bound="value"))
+    assert shown("sasrec_prequential_hr10", ranker="sasrec") == 0.5
+    assert shown("sasrec_prequential_clicks", clicks="served") == 0.0
+    assert shown("sasrec_prequential_lead", over="popular", clicks="all", bound="value") > 0.0
+
+
+def shown(name: str, **labels: str) -> float:
+    value = REGISTRY.get_sample_value(name, labels)
+    assert value is not None
+    return value
