@@ -35,6 +35,8 @@ from stream.topics import DEAD_LETTER_SUFFIX, RECOMMENDATIONS, TOPICS
 QUICK_ROWS = 20_000
 LONGEST_SEQUENCE = 10_000
 SMALLEST_WINDOW, LARGEST_WINDOW = 1_000, 100_000
+EVER_SECONDS = 1e10
+"""Longer than any log: a tenth of the stream is counted in clicks, all of them predicted."""
 TENTHS = 10
 # Behind by a million messages, a consumer that is well leaves single partitions alone for minutes.
 STALL_SECONDS = 600
@@ -75,7 +77,7 @@ def replay(rows: pa.Table, directory: Path, *, kills: Kills = "none", pace: Pace
     with running_system(
         directory,
         stream={"max_sequence_length": max_length},
-        trainer={"metric_window": window},
+        trainer={"metric_window": window, "metric_window_seconds": EVER_SECONDS, "predicted_clicks": count},
         supervisor={"stall_seconds": STALL_SECONDS},
     ) as system:
         drive = _drive(system, rows, clicks=count, kills=kills, pace=pace)

@@ -234,7 +234,9 @@ class Prequential:
     def _add(self, judged: Judged) -> None:
         both = self._window.then(judged)
         oldest_ms = self._newest_ms - round(1_000 * self._settings.metric_window_seconds)
-        self._window = both.where(both.at_ms_N > oldest_ms).where(slice(-self._settings.metric_window, None))
+        is_recent_N = both.at_ms_N > oldest_ms
+        recent = both if is_recent_N.all() else both.where(is_recent_N)
+        self._window = recent.where(slice(-self._settings.metric_window, None))
         weight_N1 = judged.weight_N[:, None]
         one_NK = np.ones(judged.rank_NK.shape)
         parts = [weight_N1 * value_NK for value_NK in (one_NK, *(value(judged.rank_NK) for value in VALUES.values()))]
