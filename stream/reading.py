@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -102,12 +103,22 @@ class Reader:
 
     async def _begin_idle_generation(self) -> None:
         generation, finished = self._app.consumer_generation_id, dict(self._consumer.finished())
+        try:
+            await self._read_from(finished)
+        except Exception:
+            if self._consumer.flow_active and generation == self._app.consumer_generation_id:
+                raise
+            # Partitions were taken away while their debts were read; the next generation begins by itself.
+            log.info("a rebalance began before the one before it was over", generation=generation)
+            return
+        self._generation = generation
+
+    async def _read_from(self, finished: Mapping[TP, int]) -> None:
         debts = await self._debts(self._kafka, {tp.partition for tp in finished}, finished, self._worker.writer)
         self._intakes = {
             partition: Intake(partition, self._topics, owed=owed, folded=self._worker.folded(partition))
             for partition, owed in debts.items()
         }
-        self._generation = generation
         self._waiting_since.clear()
         self._given_up.clear()
         for partition, owed in debts.items():

@@ -201,3 +201,26 @@ async def test_what_fails_in_one_partition_ends_the_reading_of_all() -> None:
 
     assert [str(error) for error in failed.value.exceptions] == ["fenced out of partition 1"]
     assert stream.acknowledged == []
+
+
+async def test_partitions_taken_away_while_their_debts_are_read_are_no_failure() -> None:
+    app, stream, worker = App(), Stream(), Worker()
+
+    async def taken_away(
+        kafka: KafkaSettings, partitions: Iterable[int], finished: Mapping[TP, int], writers: Writers
+    ) -> dict[int, Spans]:
+        if app.consumer_generation_id == 1:
+            app.consumer_generation_id = 2
+            raise KeyError("no writer any more")
+        return await nothing_owed(kafka, partitions, finished, writers)
+
+    reader = Reader(app, KAFKA, worker, patience_seconds=60, debts=taken_away)  # type: ignore[arg-type]
+    stream.put(0)
+    stream.put(1, generation=2)
+    task = asyncio.create_task(reader.read(stream))
+    worker.may_end[1].release()
+    await true(lambda: len(stream.acknowledged) == 1)
+    stream.end()
+    await task
+
+    assert worker.begun == [(1, 1)]
