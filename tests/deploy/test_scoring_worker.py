@@ -27,7 +27,7 @@ from deploy.settings import ScoringSettings, Settings, StateSettings
 from model.checkpoint import CATALOGUE, MANIFEST, MODEL, WrittenCheckpoint
 from model.router import Router
 from model.settings import ArmSettings, PolicySettings
-from stream.clients import consumer, producer
+from stream.clients import admin, consumer, producer
 from stream.dead_letters import EXCEPTION
 from stream.events import Item, ModelAnnouncement, Recommendation, Request
 from stream.sequences import Applied, UserState, encode_state, times_of
@@ -508,6 +508,41 @@ def test_kill_nine_under_load_loses_nothing_and_answers_nothing_twice(
     open_pages(range(1_000, 1_500))
     with running(settings, member="the-worker"):
         wait_until(lambda: {slate.request_id for slate in world.slates()} >= last_clicks.union(pages))
+
+    assert set(Counter(slate.request_id for slate in world.slates()).values()) == {1}
+
+
+def test_when_one_of_two_workers_is_killed_under_load_the_other_answers_all_and_nothing_twice(
+    world: World, settings: Settings, write_model: WriteModel, wait_until: WaitUntil
+) -> None:
+    world.announce(write_model(version=1, items=CATALOGUE_ITEMS))
+    users = [f"user-{number}" for number in range(40)]
+    for offset, user_id in enumerate(users):
+        world.click(user_id, offset, "item-1", "item-2")
+
+    def ask(wave: str) -> list[str]:
+        pages = [f"{wave}-{number}" for number in range(300)]
+        for number, page in enumerate(pages):
+            world.request(users[number % len(users)], page, k=3)
+        return pages
+
+    def both_have_joined() -> bool:
+        with admin(world.kafka) as client:
+            (group,) = client.describe_groups([world.kafka.group("scoring")]).values()
+        return bool(group["group_state"] == "Stable" and len(group["members"]) == 2)
+
+    with running(settings, member="survivor"), process(settings, "victim") as victim:
+        world.request(users[0], "first", k=3)
+        wait_until(lambda: world.answers("first"))
+        wait_until(both_have_joined)
+        before = ask("before")
+        wait_until(lambda: world.answers(*before))
+        so_far = len(world.slates())
+        under_way = ask("under way")
+        wait_until(lambda: world.has_more_slates_than(so_far))
+        os.kill(victim.pid, signal.SIGKILL)
+        after = ask("after")
+        wait_until(lambda: {slate.request_id for slate in world.slates()} >= {*under_way, *after})
 
     assert set(Counter(slate.request_id for slate in world.slates()).values()) == {1}
 
