@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,23 +23,21 @@ Wait = Callable[[Callable[[], Any]], Any]
 
 
 @contextmanager
-def crew(kafka: KafkaSettings, checkpoints: Path) -> Iterator[psutil.Process]:
-    """torchrun with two processes; at the end they are asked to stop, and must end well."""
+def crew(kafka: KafkaSettings, checkpoints: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """torchrun with two processes."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
     trainer = ["-m", "tests.trainer.doomed_trainer", kafka.bootstrap_servers, kafka.topic_prefix, str(checkpoints)]
     with subprocess.Popen([*torchrun, *trainer]) as process:
         try:
-            yield psutil.Process(process.pid)
+            yield process
         finally:
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
             process.wait()
 
 
-def member(torchrun: psutil.Process, rank: int) -> psutil.Process | None:
-    for child in torchrun.children():
-        if child.environ().get("RANK") == str(rank):
-            return child
-    return None
+def member(torchrun: subprocess.Popen[bytes], rank: int) -> psutil.Process:
+    children = psutil.Process(torchrun.pid).children()
+    return next(child for child in children if child.environ().get("RANK") == str(rank))
 
 
 def trained(checkpoints: Path, count: int) -> Callable[[], WrittenCheckpoint | None]:
@@ -59,19 +56,21 @@ def trained(checkpoints: Path, count: int) -> Callable[[], WrittenCheckpoint | N
 def test_a_killed_process_leads_to_a_restart_of_all_from_the_last_cut(
     kafka: KafkaSettings, tmp_path: Path, wait_until: Wait
 ) -> None:
+    """And one that is asked to stop stops all, in good order."""
     examples = clicks(400, partitions=2)
     send(kafka, examples[:200])
 
     with crew(kafka, tmp_path) as torchrun:
         before = wait_until(trained(tmp_path, 200))
         killed = member(torchrun, 1)
-        assert killed is not None
         killed.kill()
         send(kafka, examples[150:])
         after = wait_until(trained(tmp_path, 400))
         successor = member(torchrun, 1)
+        successor.terminate()
+        wait_until(lambda: torchrun.poll() is not None)
 
-    assert successor is not None
+    assert torchrun.returncode == 0
     assert successor.pid != killed.pid
     assert after.manifest.lineage == before.manifest.lineage
     assert after.manifest.examples_trained == 400
