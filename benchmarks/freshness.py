@@ -44,7 +44,7 @@ SECONDS, QUICK_SECONDS = 60.0, 8.0
 WARM_UP_CLICKS, QUICK_WARM_UP_CLICKS = 20_000, 5_000
 IDLE_SECONDS = 10.0
 GOAL_MS = 3_000.0
-COUNTS = ("sasrec_examples_trained_total", "sasrec_step_seconds_count")
+COUNTS = ("sasrec_examples_trained_total", "sasrec_step_seconds_count", "sasrec_step_seconds_sum")
 
 
 class Version(NamedTuple):
@@ -180,6 +180,7 @@ def _rows_of_rate(span: Span, age_N: np.ndarray, folding_N: np.ndarray, *, versi
         row(name + "versions published a second", versions / seconds, unit="1/s"),
         row(name + "examples per micro-batch", steps[COUNTS[0]] / max(1.0, steps[COUNTS[1]]), unit=""),
         row(name + "clicks learnt a second, until all were", span.sent / span.seconds, unit="1/s"),
+        row(name + "share of that time inside micro-batches", steps[COUNTS[2]] / span.seconds, unit=""),
         *(
             row(f"{name}processor time of {process}, share of a core", seconds / span.seconds, unit="")
             for process, seconds in span.processor.items()
