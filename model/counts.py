@@ -72,6 +72,8 @@ class TransitionCounts:
         self.pairs -= int(self._used[rows].sum())
         self._used[rows] = 0
         self._held[rows] += 1
+        for row in rows.tolist():
+            self._next[row], self._count[row] = _NO_KEYS, _NONE
 
     def count(self, last_N: Int[np.ndarray, " N"], target_N: Int[np.ndarray, " N"]) -> None:
         """Counts steps from one item to the next; a user without history makes none, nor does an item without a row."""
