@@ -1,11 +1,12 @@
 """How many users a second does ranking take, and how long does one user wait, from small catalogues to huge ones?
 
-    .venv/bin/python -m benchmarks.serving [--items 3416 100000 1000000 10000000] [--threads N] [--quick]
+    .venv/bin/python -m benchmarks.serving [--items 3416 100000 1000000 10000000] [--threads N] [--peers] [--quick]
 
 Ours is what the scoring worker does with a batch of users: their histories to hidden states at the newest item, then
 the best of all items without what they had. The textbook is the network of `benchmarks.textbook` at every position,
 every slot padded, and a full sort of all scores. faiss is an exact flat index searched with our hidden states. The
-floor reads the item table once (one user) or multiplies it (many users), at the rate that torch reaches here.
+floor reads the item table once (one user) or multiplies it (many users), at the rate that torch reaches here. RecTools
+is its SASRec's `recommend` in an environment of its own (`benchmarks.peers`), over the smallest catalogue.
 
 Weights are drawn at random: how long exact ranking takes does not depend on them. Rounds of all are interleaved.
 """
@@ -14,14 +15,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import faiss
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.common import Baseline, Goal, Row, arguments, explained, report, row
+from benchmarks.peers import heard
 from benchmarks.textbook import TextbookSASRec
 from benchmarks.training import LENGTH_DECILES
 from deploy.scoring.shelf import Shelf
@@ -44,6 +48,7 @@ GOALS = {1: 1 / 0.3, 128: 10.0}
 MOST_SORTED = 30_000_000
 """Scores that a full sort is asked for at once; beyond, the textbook is left out."""
 ROUNDS, QUICK_ROUNDS, ROUND_SECONDS = 200, 30, 2.0
+PEER_ROUNDS = 10
 FLOOR_ROWS = 1 << 15
 MOST_SLATES_ITEMS = 200_000
 
@@ -164,7 +169,24 @@ def interleaved(ways: Sequence[tuple[str, Callable[[Users], None]]], users: User
     return [Timed(name, np.array(taken)) for name, taken in seconds.items()]
 
 
-def rows_of(ways: Ways, *, rounds: int) -> Iterator[Row]:
+def seconds_by_rectools(*, rounds: int) -> dict[int, float]:
+    """The median of a call, by the number of users."""
+    lengths = draw_users(max(BATCHES), ITEMS[0], np.random.default_rng(max(BATCHES))).length_B.tolist()
+    settings = {
+        **SETTINGS.model_dump(include={"blocks", "heads", "units", "max_length"}),
+        "threads": torch.get_num_threads(),
+        "items": ITEMS[0],
+        "k": POLICY.candidates,
+        "rounds": rounds,
+        "batches": BATCHES,
+        "lengths": lengths,
+    }
+    script = Path(__file__).with_name("rectools_recommend.py")
+    said = msgspec.convert(heard(script, [msgspec.json.encode(settings).decode()]), dict[str, list[float]])
+    return {int(users): float(np.median(seconds)) for users, seconds in said.items()}
+
+
+def rows_of(ways: Ways, *, rounds: int, rectools: dict[int, float]) -> Iterator[Row]:
     """One catalogue, every batch."""
     for batch in (batch for batch in BATCHES if batch * ways.items <= MOST_AT_ONCE or batch == 1):
         users = draw_users(batch, ways.items, np.random.default_rng(batch))
@@ -173,14 +195,17 @@ def rows_of(ways: Ways, *, rounds: int) -> Iterator[Row]:
             chosen.append(("textbook", ways.textbook))
         if ways.items <= MOST_SLATES_ITEMS:
             chosen.append(("slates", ways.slates))
-        yield from _rows_of_batch(ways.items, batch, interleaved(chosen, users, rounds=rounds))
+        timed = interleaved(chosen, users, rounds=rounds)
+        if ways.items == ITEMS[0] and batch in rectools:
+            timed.append(Timed("RecTools' recommend", np.array([rectools[batch]])))
+        yield from _rows_of_batch(ways.items, batch, timed)
 
 
 def _rows_of_batch(items: int, batch: int, timed: Sequence[Timed]) -> Iterator[Row]:
     found = {one.name: float(np.median(one.seconds)) for one in timed}
     seconds = next(one.seconds for one in timed if one.name == "ours")
     what = f"{items:,} items, {batch} user{'s' if batch > 1 else ''} at once"
-    for name in ("textbook", "faiss flat"):
+    for name in ("textbook", "RecTools' recommend", "faiss flat"):
         if name in found:
             is_judged = (name, items) == ("textbook", ITEMS[0]) and batch in GOALS
             goal = Goal("at least", GOALS[batch]) if is_judged else None
@@ -200,12 +225,15 @@ def main() -> None:
     parser = arguments("Users a second, and how long one user waits, over catalogues of many sizes.")
     parser.add_argument("--items", type=int, nargs="+", help="sizes of the catalogue")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, faiss and ours")
+    parser.add_argument("--peers", action="store_true", help="beside RecTools, too; its environment is made once")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
     sizes = options.items or (QUICK_ITEMS if options.quick else ITEMS)
     rounds = QUICK_ROUNDS if options.quick else ROUNDS
-    report("serving", [line for items in sizes for line in rows_of(Ways(items), rounds=rounds)])
+    rectools = seconds_by_rectools(rounds=PEER_ROUNDS) if options.peers else {}
+    lines = [line for items in sizes for line in rows_of(Ways(items), rounds=rounds, rectools=rectools)]
+    report("serving", lines)
 
 
 if __name__ == "__main__":
