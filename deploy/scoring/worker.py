@@ -65,7 +65,6 @@ def run_worker(settings: Settings, stop: threading.Event, *, member: str | None 
         worker = ScoringWorker(settings, answers)
         followers = stack.enter_context(_following(worker))
         _wait_until_ready(worker, followers, stop)
-        gc.collect()
         gc.freeze()  # or what stands now is looked through again and again: 0.2 s in which nobody is answered
         inputs = stack.enter_context(contextlib.closing(Inputs(settings.kafka, member=member)))
         while not stop.is_set():
