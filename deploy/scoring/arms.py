@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
-from deploy.scoring.shelf import Shelf, shelf_of
+from deploy.scoring.indexing import EXACT, Indexing
+from deploy.scoring.shelf import Shelf, item_table, shelf_of
 from model.checkpoint import read_serving
 from model.policies import Policy
 from model.router import Router
@@ -46,10 +47,11 @@ class Arms:
         BrokenCheckpointError: an arm's own checkpoint cannot be served from.
     """
 
-    def __init__(self, settings: PolicySettings) -> None:
+    def __init__(self, settings: PolicySettings, *, indexing: Indexing = EXACT) -> None:
         arms = settings.arms or {ALONE: ArmSettings(share=1.0)}
         self._router = Router({name: arm.share for name, arm in arms.items()}, salt=settings.split_salt)
-        self.ours = [_arm(name, arm, settings) for name, arm in arms.items() if arm.ranker != "elsewhere"]
+        ours = {name: arm for name, arm in arms.items() if arm.ranker != "elsewhere"}
+        self.ours = [_arm(name, arm, settings, indexing) for name, arm in ours.items()]
         self._by_name = {arm.name: arm for arm in self.ours}
 
     @property
@@ -62,7 +64,7 @@ class Arms:
         return self._by_name.get(self._router.choose(user_id))
 
 
-def _arm(name: str, arm: ArmSettings, settings: PolicySettings) -> Arm:
+def _arm(name: str, arm: ArmSettings, settings: PolicySettings, indexing: Indexing) -> Arm:
     temperature = settings.temperature if arm.temperature is None else arm.temperature
     slots = settings.exploration_slots if arm.exploration_slots is None else arm.exploration_slots
     fills = settings.max_per_category is None
@@ -71,5 +73,10 @@ def _arm(name: str, arm: ArmSettings, settings: PolicySettings) -> Arm:
         share=arm.share,
         ranker=arm.ranker,
         policy=Policy(temperature=temperature, exploration_slots=slots, fills=fills),
-        shelf=None if arm.checkpoint is None else shelf_of(read_serving(place_of(arm.checkpoint))),
+        shelf=None if arm.checkpoint is None else _shelf(arm.checkpoint, indexing),
     )
+
+
+def _shelf(checkpoint: str, indexing: Indexing) -> Shelf:
+    serving = read_serving(place_of(checkpoint))
+    return shelf_of(serving, index=indexing.index_for(item_table(serving), before=None, changed=None))

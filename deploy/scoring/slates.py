@@ -23,7 +23,7 @@ from torch import Tensor
 from deploy.scoring.arms import Arm, Arms
 from deploy.scoring.counted import Counted
 from deploy.scoring.diversity import capped
-from deploy.scoring.indexing import Search
+from deploy.scoring.indexing import EXACT, Indexing, Search
 from deploy.scoring.shelf import Shelf
 from deploy.scoring.space import Space
 from model.catalogue import PADDING
@@ -110,9 +110,9 @@ class Group(NamedTuple):
 class Slates:
     """Draws slates; keeps nothing but what may be served from the shelves at hand."""
 
-    def __init__(self, settings: PolicySettings) -> None:
+    def __init__(self, settings: PolicySettings, *, indexing: Indexing = EXACT) -> None:
         self._settings = settings
-        self._arms = Arms(settings)
+        self._arms = Arms(settings, indexing=indexing)
         self._search = Search()
         self._spaces: dict[str, tuple[tuple[Shelf, frozenset[str], frozenset[str]], Space, np.ndarray | None]] = {}
 

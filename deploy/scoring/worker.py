@@ -102,11 +102,9 @@ class ScoringWorker:
 
     def __init__(self, settings: Settings, answers: Answers) -> None:
         scoring, trainer = settings.scoring, settings.trainer
+        indexing = Indexing(scoring.index_from_items, scoring.index_share)
         self.models = Models(
-            settings.kafka,
-            checkpoint=scoring.checkpoint,
-            warm_up_users=scoring.max_batch,
-            indexing=Indexing(scoring.index_from_items, scoring.index_share),
+            settings.kafka, checkpoint=scoring.checkpoint, warm_up_users=scoring.max_batch, indexing=indexing
         )
         self.items = Items(settings.kafka, refuse=answers.refuse)
         self._answers = answers
@@ -120,7 +118,7 @@ class ScoringWorker:
             refuse=answers.refuse,
         )
         self._cold = ColdShelf(max_items=trainer.max_items, half_life_clicks=trainer.popular_half_life)
-        self._slates = Slates(settings.policy)
+        self._slates = Slates(settings.policy, indexing=indexing)
         self._counted = Counted(trainer) if self._slates.need_counts else None
         self._slate_size = settings.policy.slate_size
         self._report = Report()

@@ -13,12 +13,13 @@ import torch
 from prometheus_client import REGISTRY
 
 from deploy.scoring import indexing
+from deploy.scoring.arms import Arms
 from deploy.scoring.indexing import Changed, Indexing, Search
 from deploy.scoring.models import Models
 from deploy.scoring.shelf import Shelf
 from deploy.scoring.slates import Query, Slates, Stock
 from model.index import Index, index_of
-from model.settings import PolicySettings
+from model.settings import ArmSettings, PolicySettings
 from stream.events import Cause, ModelAnnouncement
 from stream.settings import KafkaSettings
 from tests.deploy.test_scoring_models import Message
@@ -180,3 +181,18 @@ def test_a_model_of_another_lineage_gets_an_index_of_its_own() -> None:
     assert followed is not None
     assert not torch.equal(other.centre_LD, first.centre_LD)
     assert followed.centre_LD is first.centre_LD
+
+
+def test_an_arm_that_serves_from_a_checkpoint_of_its_own_has_an_index_too(trainer: Trainer) -> None:
+    trainer.learn(clicks(40))
+    announcement = trainer.publish()
+    assert announcement is not None
+    policy = PolicySettings(arms={"theirs": ArmSettings(share=1.0, checkpoint=announcement.path)})
+
+    (with_index,) = Arms(policy, indexing=Indexing(from_items=5)).ours
+    (without,) = Arms(policy).ours
+
+    assert with_index.shelf is not None
+    assert with_index.shelf.index is not None
+    assert without.shelf is not None
+    assert without.shelf.index is None
