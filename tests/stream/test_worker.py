@@ -282,9 +282,9 @@ def test_a_worker_that_was_paused_past_its_time_writes_nothing_when_it_wakes(
 ) -> None:
     log = tmp_path / "log"
     send(kafka, clicks(300))
-    paused = start_worker(step, 2, "SIGSTOP", disk="one/worker")
+    paused = start_worker(step, 2, "SIGSTOP", disk="paused")
     wait_until(lambda: psutil.Process(paused.pid).status() == psutil.STATUS_STOPPED)
-    successor = start_worker(disk="other/worker")
+    successor = start_worker(disk="successor")
     wait_until(lambda: is_finished(kafka))
     send(kafka, clicks(300, since=300))
     wait_until(lambda: is_finished(kafka))
