@@ -124,6 +124,7 @@ class ExampleReader:
         self._consumer.assign([*self._examples, *self._models])
         for partition in self._models:
             self._consumer.seek(partition, announcements_from.get(partition.partition, 0))
+        self._ends: dict[TopicPartition, int] = {}
         self.cut = Cut()
 
     def resume(self, cut: Cut) -> None:
@@ -134,6 +135,7 @@ class ExampleReader:
                 self._consumer.seek_to_beginning(partition)
             else:
                 self._consumer.seek(partition, offset)
+        self._ends = self._consumer.end_offsets(self._examples)
         self.cut = cut
 
     def gather(self, patience: Patience, *, stop: threading.Event) -> Read:
@@ -187,12 +189,19 @@ class ExampleReader:
         return {number: list[RawRecord](some) for haul in hauls for number, some in haul.records.items()}
 
     def lag(self) -> int:
-        """Examples on the broker that no process has read yet, as far as the last fetches tell."""
+        """Examples on the broker that no process has read yet, as far as the last fetches tell.
+
+        A partition that no fetch has brought anything of counts by what stood there when reading began.
+        """
         return self._own_lag() + self._lag_of_others
 
     def _own_lag(self) -> int:
         return sum(
-            max(0, (self._consumer.highwater(partition) or 0) - self._consumer.position(partition))
+            max(
+                0,
+                max(self._consumer.highwater(partition) or 0, self._ends[partition])
+                - self._consumer.position(partition),
+            )
             for partition in self._examples
         )
 
