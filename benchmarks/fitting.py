@@ -1,7 +1,8 @@
 """One run of `benchmarks.accuracy`: a recipe learnt with one seed, stopped by the validation item, judged on the test.
 
-Every few passes the validation items are ranked; the weights that ranked them best are the ones that are judged in the
-end. The seconds are those of training alone.
+Every few passes the validation items are ranked in both ways. Each way is judged in the end by the weights that ranked
+them best in that way: by NDCG@10 among the whole catalogue, by HR@10 among the drawn items. The seconds are those of
+training alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ LOOKS = 24
 PATIENCE = 16
 """Looks without a better one after which a run ends."""
 
+Weights = dict[str, torch.Tensor]
+
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """Where the run stood after some passes."""
@@ -50,7 +53,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     points: tuple[Point, ...] = ()
     test: Judged | None = None
-    """Of the weights that were best on the validation items."""
+    """Both ways, of the weights that were best on the validation items among the whole catalogue."""
+    test_sampled: Figures | None = None
+    """Among the drawn items, of the weights that were best there on the validation items."""
     finished: bool = False
     """Not where somebody stopped it."""
 
@@ -58,6 +63,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def best(self) -> Point:
         """The look at which the validation items were ranked best, by NDCG@10 over the whole catalogue."""
         return max(self.points, key=lambda point: point.validation.ndcg)
+
+    @property
+    def best_sampled(self) -> Point:
+        """The look at which they were ranked best among the drawn items, by HR@10."""
+        return max(self.points, key=lambda point: point.validation_sampled.hr if point.validation_sampled else 0.0)
 
 
 def fit(name: str, recipe: Recipe, split: Split, *, seed: int, stop: threading.Event) -> Iterator[Run]:
@@ -79,23 +89,33 @@ def fit(name: str, recipe: Recipe, split: Split, *, seed: int, stop: threading.E
         parameters=_parameters(recipe.model, items=split.items),
     )
     wall = _Stopwatch(time.perf_counter)
-    best: dict[str, torch.Tensor] = {}
+    best: Weights = {}
+    best_sampled: Weights = {}
     for taught in learn_in_passes(learner, stretches, recipe.retrain, clock=time.process_time, stop=stop):
         wall.pause()
         if taught.progress * LOOKS >= len(run.points) + 1:
             judged = judge(learner.network, split, "validation", candidate_BC=candidate_BC)
             run = msgspec.structs.replace(run, points=(*run.points, _point(taught, judged, wall.seconds)))
             if run.best is run.points[-1]:
-                best = {key: weight.clone() for key, weight in learner.network.tensors(rows=split.items + 1).items()}
+                best = _weights(learner, split)
+            if run.best_sampled is run.points[-1]:
+                best_sampled = _weights(learner, split)
             yield run
             if len(run.points) - run.points.index(run.best) > PATIENCE:
                 break
         wall.go_on()
     if not run.points:
         return
-    network = SASRec.from_tensors(recipe.model, best, capacity=split.items + 1)
-    test = judge(network, split, "test", candidate_BC=candidate_BC)
-    yield msgspec.structs.replace(run, test=test, finished=not stop.is_set())
+    test, test_sampled = (
+        judge(
+            SASRec.from_tensors(recipe.model, weights, capacity=split.items + 1),
+            split,
+            "test",
+            candidate_BC=candidate_BC,
+        )
+        for weights in (best, best_sampled)
+    )
+    yield msgspec.structs.replace(run, test=test, test_sampled=test_sampled.sampled, finished=not stop.is_set())
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
@@ -103,6 +123,11 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     sections = {name: section.model_dump() for name, section in recipe._asdict().items()}
     del sections["trainer"]["seed"]
     return sections
+
+
+def _weights(learner: Learner, split: Split) -> Weights:
+    """As they stand."""
+    return {key: weight.clone() for key, weight in learner.network.tensors(rows=split.items + 1).items()}
 
 
 class _Stopwatch:

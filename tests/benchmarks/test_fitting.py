@@ -91,3 +91,17 @@ def test_a_run_says_by_which_settings_it_was_learnt(name: str) -> None:
 
     assert sections["trainer"]["loss"] == name
     assert "seed" not in sections["trainer"]
+
+
+def test_each_way_of_ranking_is_judged_by_the_weights_that_were_best_in_it() -> None:
+    run = last(epochs=12)
+
+    assert run.test is not None
+    assert run.test_sampled is not None
+    assert run.best.validation.ndcg == max(point.validation.ndcg for point in run.points)
+    assert run.best_sampled.validation_sampled is not None
+    assert run.best_sampled.validation_sampled.hr == max(
+        point.validation_sampled.hr for point in run.points if point.validation_sampled
+    )
+    if run.best is run.best_sampled:
+        assert run.test_sampled == run.test.sampled
