@@ -16,7 +16,7 @@ from stream import dead_letters
 from stream.admin import partitions_of
 from stream.cloud_events import KINDS, event_type
 from stream.events import Record
-from stream.schemas import PUBLIC_RECORDS
+from stream.schemas import PUBLIC_RECORDS, components_of
 from stream.settings import KafkaSettings
 from stream.topics import DEAD_LETTER_SUFFIX, MODELS, RECOMMENDATIONS, TOPICS, Topic
 
@@ -33,9 +33,7 @@ _LETTERS = [name for name in TOPICS if name.endswith(DEAD_LETTER_SUFFIX)]
 
 def asyncapi_document(kafka: KafkaSettings) -> Node:
     """The document for an installation: its prefix, partitions and copies."""
-    (roots, schemas) = msgspec.json.schema_components(
-        list(PUBLIC_RECORDS.values()), ref_template="#/components/schemas/{name}"
-    )
+    roots, schemas = components_of(PUBLIC_RECORDS.values(), ref_template="#/components/schemas/{name}")
     payloads = dict(zip(PUBLIC_RECORDS, roots, strict=True))
     return {
         "asyncapi": VERSION,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,22 @@ PUBLIC_RECORDS: dict[str, type[Record]] = {
 
 def schema_of(record: type[Record]) -> dict[str, Any]:
     """One self-contained schema (draft 2020-12), its root inlined so that any generator of types can read it."""
-    (root,), definitions = msgspec.json.schema_components([record], ref_template="#/$defs/{name}")
+    (root,), definitions = components_of([record], ref_template="#/$defs/{name}")
     name = root["$ref"].rpartition("/")[2]
     own = definitions.pop(name)
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **own}
     return schema | ({"$defs": definitions} if definitions else {})
+
+
+def components_of(
+    records: Iterable[type[Record]], *, ref_template: str
+) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+    """Msgspec's schemas, described alike by every Python: until 3.13 a docstring keeps the indentation of its lines."""
+    roots, definitions = msgspec.json.schema_components(records, ref_template=ref_template)
+    for schema in definitions.values():
+        if "description" in schema:
+            schema["description"] = inspect.cleandoc(schema["description"])
+    return roots, definitions
 
 
 def schema_text(record: type[Record]) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from deploy.http.bodies import MAX_EVENTS, WANTED
 from stream.events import (
     EARLIEST_MS,
@@ -17,6 +15,7 @@ from stream.events import (
     Recommendation,
     Request,
 )
+from stream.schemas import components_of
 
 REFERENCE = "#/components/schemas/{name}"
 MAX_OFFSET = 10**18 - 1
@@ -24,7 +23,7 @@ MAX_OFFSET = 10**18 - 1
 
 def openapi_document(*, needs_token: bool) -> dict[str, Any]:
     """OpenAPI 3.1 of every route."""
-    _, components = msgspec.json.schema_components((Click, Impression, Recommendation), ref_template=REFERENCE)
+    _, components = components_of((Click, Impression, Recommendation), ref_template=REFERENCE)
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -136,7 +135,7 @@ def _recommend_among() -> dict[str, Any]:
 
 def _wanted() -> dict[str, Any]:
     """A request without what the path and the clock say."""
-    _, components = msgspec.json.schema_components((Request,), ref_template=REFERENCE)
+    _, components = components_of((Request,), ref_template=REFERENCE)
     properties = {name: schema for name, schema in components["Request"]["properties"].items() if name in WANTED}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
