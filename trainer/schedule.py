@@ -7,6 +7,7 @@ import datetime
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
+from sqlalchemy import Engine
 
 from trainer.settings import RetrainSettings
 
@@ -15,13 +16,14 @@ MISFIRE_GRACE_SECONDS = 3_600
 """A retrain that was due while the scheduler was down still runs when it is back within this time."""
 
 
-def build_scheduler(url: str) -> BackgroundScheduler:
-    """A scheduler, not started, whose jobs live in the database of that SQLAlchemy URL.
+def build_scheduler(engine: Engine) -> BackgroundScheduler:
+    """A scheduler, not started, whose jobs live in that database; who opened it closes it after the shutdown.
 
     However often a job was missed, it runs once, and never twice at a time.
     """
+    # By URL the job store would close its connections at the shutdown, and the scheduler's thread look once more.
     return BackgroundScheduler(
-        jobstores={"default": SQLAlchemyJobStore(url=url)},
+        jobstores={"default": SQLAlchemyJobStore(engine=engine)},
         job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": MISFIRE_GRACE_SECONDS},
         timezone=datetime.UTC,
     )

@@ -42,7 +42,7 @@ def run_scheduler(settings: Settings, stop: threading.Event, *, command: Command
     Raises:
         ValueError: retrain.cron is no cron expression, or the registry cannot be used.
     """
-    with opened_registry(settings.registry_url) as engine, _clock(settings):
+    with opened_registry(settings.registry_url) as engine, _clock(settings, engine):
         interrupted = fail_interrupted_retrains(engine, at_ms=now_ms())
         structlog.get_logger().info("scheduler started", cron=settings.retrain.cron, interrupted_retrains=interrupted)
         while not stop.wait(POLL_SECONDS):
@@ -74,8 +74,8 @@ def perform_in_child(engine: Engine, retrain_id: int, command: Sequence[str], st
 
 
 @contextlib.contextmanager
-def _clock(settings: Settings) -> Iterator[None]:
-    scheduler = build_scheduler(settings.registry_url)
+def _clock(settings: Settings, engine: Engine) -> Iterator[None]:
+    scheduler = build_scheduler(engine)
     schedule_retrain(scheduler, settings.retrain, job=CRON_JOB, url=settings.registry_url)
     scheduler.start()
     try:

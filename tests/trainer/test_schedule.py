@@ -6,25 +6,29 @@ import datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
 
 from trainer.schedule import RETRAIN_JOB, build_scheduler, cron_trigger, schedule_retrain
 from trainer.settings import RetrainSettings
 
-JOB = "datetime:date.today"
+JOB = "datetime:date.fromisoformat"
+"""Takes one text, as a job takes the database's URL."""
 
 
 def test_the_job_is_in_the_database_and_a_changed_cron_replaces_it(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'registry.db'}"
+    engine = create_engine(url)
     for cron in ("17 4 * * *", "5 6 * * *"):
-        scheduler = build_scheduler(url)
+        scheduler = build_scheduler(engine)
         scheduler.start(paused=True)
         schedule_retrain(scheduler, RetrainSettings(cron=cron), job=JOB, url=url)
         scheduler.shutdown()
 
-    scheduler = build_scheduler(url)
+    scheduler = build_scheduler(engine)
     scheduler.start(paused=True)
     (job,) = scheduler.get_jobs()
     scheduler.shutdown()
+    engine.dispose()
 
     assert job.id == RETRAIN_JOB
     assert job.func_ref == JOB
