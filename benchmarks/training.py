@@ -16,13 +16,14 @@ falls short of products of bfloat16 at the rate that is measured, and the larges
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -56,6 +57,9 @@ MOST_SEQUENCES = 65_536
 """Of the batches that are tried on a GPU."""
 SHORT = "cross_entropy, bfloat16 products:"
 """As by `trainer.softmax_products`."""
+Shapes = Literal["as they come", "fixed"]
+SHAPES: tuple[Shapes, ...] = ("as they come", "fixed")
+"""On a GPU, as by `trainer.network_shapes`."""
 
 
 class Batch(NamedTuple):
@@ -80,6 +84,7 @@ class Ours:
         shared_negatives: int | None = None,
         product_kind: torch.dtype | None = None,
         device: str = "cpu",
+        shapes: Shapes = "as they come",
     ) -> None:
         self._loss = LOSSES[loss]
         self._kind = product_kind
@@ -89,6 +94,7 @@ class Ours:
         network = SASRec(SETTINGS, capacity=ITEMS + 1, generator=torch.Generator().manual_seed(1))
         self._model = network.to(torch.device(device))
         self._model.has_short_products = device == "cuda"
+        self._model.has_fixed_shapes = shapes == "fixed"
         self._model.reset_rows(np.arange(1, ITEMS + 1), self._rng)
         self._optimiser = RowAdam(self._model, learning_rate=LEARNING_RATE)
 
@@ -285,12 +291,13 @@ def on_device(device: str, sequences: list[np.ndarray], *, rounds: int, most: in
     while size <= most and _fits(device, sequences, size):
         largest, size = size, 2 * size
     rows = [row(f"largest batch that fits, {device}", largest, unit="sequences")]
-    for batch in dict.fromkeys((BATCH, largest)):
-        step = Ours("bce", device=device)
+    floor = Baseline("products of bfloat16 alone", rate / operations(sequences))
+    for batch, shapes in itertools.product(dict.fromkeys((BATCH, largest)), SHAPES):
+        step = Ours("bce", device=device, shapes=shapes)
         learnt = batches(sequences, size=batch)
-        seconds = statistics.median([step(next(learnt)) for _ in range(rounds + WARM_UP)][WARM_UP:])
-        floor = Baseline("products of bfloat16 alone", rate / operations(sequences))
-        what = f"BCE step of {batch:,} on {device}"
+        # Every shape is compiled when it is first met: as many steps again before those that count.
+        seconds = statistics.median([step(next(learnt)) for _ in range(2 * rounds + WARM_UP)][rounds + WARM_UP :])
+        what = f"BCE step of {batch:,} on {device}, shapes {shapes}"
         rows.append(row(what, batch / seconds, unit="sequences/s", baseline=floor))
     return rows
 

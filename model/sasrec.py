@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.catalogue import PADDING
-from model.dropout import Dropout
+from model.dropout import Dropout, Kept
+from model.fixed_shapes import Bucket, buckets_of, compiled, through
 from model.lengths import Packed, length_groups, packed
 from model.native.functions import Shape, native_block, native_embedding, native_norm, runs_natively
 from model.native.newest import Weights, newest_natively
@@ -47,6 +48,19 @@ class Slots(NamedTuple):
     is_all: bool
     """Whether every slot asks, padded ones too, and slot s is number s of those that do."""
 
+    def asking(self) -> Int[Tensor, "B S"] | None:
+        """As a block takes it."""
+        return None if self.is_all else self.asking_BS
+
+    def asking_positions(self) -> Int[np.ndarray, "B S"]:
+        """Of the slots that ask, among all positions of the packed batch."""
+        position_BS: np.ndarray = np.take_along_axis(self.position_BT, self.asking_BS.cpu().numpy(), axis=1)
+        return position_BS
+
+    def wanted_positions(self) -> Int[Tensor, " Q"]:
+        """Of what comes out, among all positions of the packed batch."""
+        return torch.from_numpy(self.asking_positions()).to(self.asking_BS.device)[self.wanted_BS]
+
 
 class Block(nn.Module):
     """Causal self-attention, then a point-wise feed-forward network; eq. 2-6 of the paper.
@@ -65,17 +79,17 @@ class Block(nn.Module):
         self.outer = nn.Linear(units, units)
 
     def forward(
-        self, input_BTD: Float[Tensor, "B T D"], slots: Slots, dropout: Dropout | None
+        self, input_BTD: Float[Tensor, "B T D"], asking_BS: Int[Tensor, "B S"] | None, kept: Kept | None
     ) -> Float[Tensor, "B S D"]:
-        """The slots that ask, each from itself and those before it."""
+        """The slots that ask, each from itself and those before it; None: every slot asks."""
         normed_BTD = self.attention_norm(input_BTD) if self.shape.norm == "pre" else input_BTD
-        attended_BSD = self._attend(normed_BTD, slots)
-        joined_BSD = asking(input_BTD, slots) + self._dropped(attended_BSD, slots, dropout, site=0)
+        attended_BSD = self._attend(normed_BTD, asking_BS)
+        joined_BSD = at(input_BTD, asking_BS) + (attended_BSD if kept is None else attended_BSD * kept.attended_BSD)
         if self.shape.norm == "post":
             joined_BSD = self.attention_norm(joined_BSD)
         normed_BSD = self.forward_norm(joined_BSD) if self.shape.norm == "pre" else joined_BSD
         branch_BSD = self.outer(functional.relu(self.inner(normed_BSD)))
-        summed_BSD = joined_BSD + self._dropped(branch_BSD, slots, dropout, site=1)
+        summed_BSD = joined_BSD + (branch_BSD if kept is None else branch_BSD * kept.forwarded_BSD)
         output_BSD: Tensor = self.forward_norm(summed_BSD) if self.shape.norm == "post" else summed_BSD
         return output_BSD
 
@@ -94,34 +108,36 @@ class Block(nn.Module):
             *(self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias),
         )
 
-    def _attend(self, normed_BTD: Tensor, slots: Slots) -> Tensor:
+    def kept(self, position_BS: Int[np.ndarray, "B S"], dropout: Dropout | None, *, like: Tensor) -> Kept | None:
+        """What dropout leaves of both sub-layers at these positions of the batch."""
+        if dropout is None:
+            return None
+        return Kept(*(dropout.mask(position_BS, like=like, site=self.shape.site + part) for part in (0, 1)))
+
+    def _attend(self, normed_BTD: Tensor, asking_BS: Tensor | None) -> Tensor:
         """Queries of the slots that ask, keys and values of all."""
-        query, key, value = map(self._by_head, self._project(normed_BTD, slots))
-        slot_T = torch.arange(normed_BTD.shape[1], device=normed_BTD.device)
-        visible_B1ST = None if slots.is_all else (slot_T <= slots.asking_BS[:, :, None])[:, None]
+        query, key, value = map(self._by_head, self._project(normed_BTD, asking_BS))
+        visible_B1ST = None
+        if asking_BS is not None:
+            slot_T = torch.arange(normed_BTD.shape[1], device=normed_BTD.device)
+            visible_B1ST = (slot_T <= asking_BS[:, :, None])[:, None]
         attended_BHSK = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible_B1ST, is_causal=slots.is_all
+            query, key, value, attn_mask=visible_B1ST, is_causal=asking_BS is None
         )
         return attended_BHSK.transpose(1, 2).flatten(2)
 
-    def _project(self, normed_BTD: Tensor, slots: Slots) -> tuple[Tensor, ...]:
+    def _project(self, normed_BTD: Tensor, asking_BS: Tensor | None) -> tuple[Tensor, ...]:
         units = normed_BTD.shape[-1]
-        if slots.is_all:
+        if asking_BS is None:
             return torch.split(self.query_key_value(normed_BTD), units, dim=-1)
         query_weight, key_value_weight = torch.split(self.query_key_value.weight, [units, 2 * units])
         key_value_BTE = functional.linear(normed_BTD, key_value_weight)
-        query_BSD = functional.linear(asking(normed_BTD, slots), query_weight)
+        query_BSD = functional.linear(at(normed_BTD, asking_BS), query_weight)
         return query_BSD, *torch.split(key_value_BTE, units, dim=-1)
 
     def _by_head(self, hidden: Tensor) -> Tensor:
         heads = self.shape.heads
         return hidden.view(*hidden.shape[:2], heads, hidden.shape[2] // heads).transpose(1, 2)
-
-    def _dropped(self, branch_BSD: Tensor, slots: Slots, dropout: Dropout | None, *, site: int) -> Tensor:
-        if dropout is None:
-            return branch_BSD
-        position_BS = np.take_along_axis(slots.position_BT, slots.asking_BS.cpu().numpy(), axis=1)
-        return branch_BSD * dropout.mask(position_BS, like=branch_BSD, site=self.shape.site + site)
 
 
 class SASRec(nn.Module):
@@ -137,6 +153,9 @@ class SASRec(nn.Module):
         self.has_short_products = False
         """Whether torch makes products of bfloat16 (autocast), as pays on a GPU; sums and norms stay of float32. The
         native kernels take no notice."""
+        self.has_fixed_shapes = False
+        """Whether torch computes in few shapes, on a GPU by compiled blocks (model/fixed_shapes.py). The native kernels
+        take no notice."""
         self.item_RD = nn.Parameter(torch.zeros(capacity, settings.units))
         self.position_TD = nn.Parameter(torch.empty(settings.max_length, settings.units))
         self.blocks = nn.ModuleList(
@@ -278,9 +297,16 @@ class SASRec(nn.Module):
     def _encode_by_torch(self, sequences: Packed, dropout: Dropout | None) -> Tensor:
         """Sequences of similar length together; the definition of what the native kernels do."""
         wanted_B = np.flatnonzero(sequences.last_B)
-        groups = [wanted_B[group] for group in length_groups(sequences.length_B[wanted_B])]
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.has_short_products):
-            parts = [self._encode_group(sequences, group, dropout) for group in groups]
+            if self.has_fixed_shapes:
+                buckets = buckets_of(sequences.length_B[wanted_B], max_length=self.settings.max_length)
+                parts = [
+                    self._encode_bucket(sequences, bucket._replace(group_G=wanted_B[bucket.group_G]), dropout)
+                    for bucket in buckets
+                ]
+            else:
+                groups = length_groups(sequences.length_B[wanted_B])
+                parts = [self._encode_group(sequences, wanted_B[group], dropout) for group in groups]
         hidden_QD, position_Q = torch.cat([hidden for hidden, _ in parts]), torch.cat([at for _, at in parts])
         normed_QD: Tensor = self.final_norm(hidden_QD[position_Q.argsort()])
         return normed_QD
@@ -292,12 +318,24 @@ class SASRec(nn.Module):
         every, last = (slots_of(chosen, group, self.device) for chosen in (sequences.whole(), sequences))
         hidden_BTD = self._embed(sequences, every, group, dropout)
         for block in self._blocks()[:-1]:
-            hidden_BTD = block(hidden_BTD, every, dropout)
+            hidden_BTD = block(hidden_BTD, None, block.kept(every.position_BT, dropout, like=hidden_BTD))
         for block in self._blocks()[-1:]:
-            hidden_BTD = block(hidden_BTD, last, dropout)
-        hidden_BSD = hidden_BTD if self.blocks else asking(hidden_BTD, last)
-        position_BT = torch.from_numpy(last.position_BT).to(self.device)
-        return hidden_BSD[last.wanted_BS], position_BT.gather(1, last.asking_BS)[last.wanted_BS]
+            kept = block.kept(last.asking_positions(), dropout, like=hidden_BTD)
+            hidden_BTD = block(hidden_BTD, last.asking(), kept)
+        hidden_BSD = hidden_BTD if self.blocks else at(hidden_BTD, last.asking_BS)
+        return hidden_BSD[last.wanted_BS], last.wanted_positions()
+
+    def _encode_bucket(self, sequences: Packed, bucket: Bucket, dropout: Dropout | None) -> tuple[Tensor, Tensor]:
+        """The same in a fixed shape: every slot goes through all blocks, and what is wanted is taken afterwards."""
+        filled_B = bucket.filled()
+        every = slots_of(sequences.whole(), filled_B, self.device, width=bucket.slots)
+        hidden_BTD = self._embed(sequences, every, filled_B, dropout)
+        blocks = self._blocks()
+        kept = [block.kept(every.position_BT, dropout, like=hidden_BTD) for block in blocks]
+        go = compiled() if self.device.type == "cuda" else through
+        last = slots_of(sequences, bucket.group_G, self.device)
+        hidden_GSD = at(go(blocks, hidden_BTD, kept)[: len(bucket.group_G)], last.asking_BS)
+        return hidden_GSD[last.wanted_BS], last.wanted_positions()
 
     def _embed(
         self, sequences: Packed, every: Slots, group: Int[np.ndarray, " G"], dropout: Dropout | None
@@ -328,11 +366,11 @@ class SASRec(nn.Module):
                     module.bias.zero_()
 
 
-def slots_of(sequences: Packed, group: Int[np.ndarray, " G"], device: torch.device) -> Slots:
-    """The sequences of a group side by side."""
+def slots_of(sequences: Packed, group: Int[np.ndarray, " G"], device: torch.device, *, width: int = 0) -> Slots:
+    """The sequences of a group side by side, in so many slots at least."""
     length_G1, last_G1 = sequences.length_B[group, None], sequences.last_B[group, None]
     start_G1 = (np.cumsum(sequences.length_B) - sequences.length_B)[group, None]
-    slot_T, number_S = np.arange(length_G1.max(initial=0)), np.arange(last_G1.max(initial=0))
+    slot_T, number_S = np.arange(length_G1.max(initial=width)), np.arange(last_G1.max(initial=0))
     asking_GS = length_G1 - last_G1 + number_S
     wanted_GS = number_S < last_G1
     return Slots(
@@ -343,8 +381,8 @@ def slots_of(sequences: Packed, group: Int[np.ndarray, " G"], device: torch.devi
     )
 
 
-def asking(hidden_BTD: Float[Tensor, "B T D"], slots: Slots) -> Float[Tensor, "B S D"]:
-    """The slots that ask, of every sequence."""
-    if slots.is_all:
+def at(hidden_BTD: Float[Tensor, "B T D"], asking_BS: Int[Tensor, "B S"] | None) -> Float[Tensor, "B S D"]:
+    """The slots that ask, of every sequence; None: all of them."""
+    if asking_BS is None:
         return hidden_BTD
-    return hidden_BTD.gather(1, slots.asking_BS[:, :, None].expand(-1, -1, hidden_BTD.shape[2]))
+    return hidden_BTD.gather(1, asking_BS[:, :, None].expand(-1, -1, hidden_BTD.shape[2]))

@@ -137,6 +137,7 @@ class Learner:
         self.network = network
         on_cuda = network.device.type == "cuda"
         network.has_short_products = on_cuda and self.settings.network_products == "bfloat16"
+        network.has_fixed_shapes = on_cuda and self.settings.network_shapes == "fixed"
         self.optimiser = RowAdam(
             network,
             learning_rate=self.settings.learning_rate,

@@ -142,6 +142,10 @@ class TrainerSettings(Section):
     """What the network's products are made of on CUDA: `bfloat16` is torch's autocast, with flash attention where it
     applies. On a CPU it changes nothing.
     """
+    network_shapes: Literal["as_they_come", "fixed"] = "as_they_come"
+    """On CUDA, `fixed` pads sequences to few lengths and counts and compiles the blocks for each (torch.compile):
+    seconds once for a shape, fewer launches from then on. On a CPU it changes nothing.
+    """
     seed: int = 1
     """Of weights, dropout, negatives and replay."""
 

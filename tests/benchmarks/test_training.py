@@ -25,8 +25,10 @@ def test_a_device_is_measured_at_the_papers_batch_and_at_the_largest_that_fits(
 
     assert [row.what for row in rows] == [
         "largest batch that fits, cpu",
-        "BCE step of 4 on cpu",
-        "BCE step of 8 on cpu",
+        "BCE step of 4 on cpu, shapes as they come",
+        "BCE step of 4 on cpu, shapes fixed",
+        "BCE step of 8 on cpu, shapes as they come",
+        "BCE step of 8 on cpu, shapes fixed",
     ]
     assert rows[0].ours == 8
     assert all(row.ours > 0 for row in rows)

@@ -77,6 +77,19 @@ def test_products_of_bfloat16_on_cuda_round_the_states_a_little() -> None:
     torch.testing.assert_close(model(sequences().to("cuda")), exact, rtol=0.05, atol=0.05)
 
 
+def test_compiled_blocks_of_fixed_shapes_give_the_states_and_gradients_of_others() -> None:
+    found = []
+    for has_fixed_shapes in (False, True):
+        model = network("cuda")
+        model.has_fixed_shapes = has_fixed_shapes
+        states = model(sequences().to("cuda"), rng=np.random.default_rng(4))
+        torch.autograd.backward(states.square().sum())
+        found.append([states.detach(), *(block.inner.weight.grad for block in model._blocks())])
+
+    for fixed, as_they_come in zip(*found, strict=True):
+        torch.testing.assert_close(fixed, as_they_come, rtol=RELATIVE, atol=ABSOLUTE)
+
+
 def test_prediction_and_ranking_on_cuda_are_those_on_the_cpu() -> None:
     live_R = torch.ones(256, dtype=torch.bool)
     live_R[ITEMS + 1 :] = False

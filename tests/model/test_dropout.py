@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.dropout import Dropout
+from model.dropout import Dropout, _mixed_number, kept_by_torch
 
 POSITIONS = np.arange(1_000)
 LIKE = torch.ones(1_000, 1_000)
@@ -51,6 +51,18 @@ def test_what_is_dropped_at_a_position_does_not_depend_on_the_others() -> None:
 
 def test_a_count_of_units_that_is_no_multiple_of_four_is_covered() -> None:
     assert Dropout(0.5, 1).mask(np.arange(3), like=torch.ones(3, 7), site=0).shape == (3, 7)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 1 << 63, (1 << 64) - 1])
+@pytest.mark.parametrize("units", [7, 64])
+def test_torch_keeps_the_same_units_wherever_it_computes(seed: int, units: int) -> None:
+    position = np.array([[0, 3], [900, 1 << 40]])
+    dropout = Dropout(0.3, seed)
+
+    expected = dropout.mask(position, like=torch.ones(2, 2, units), site=2) > 0
+
+    key = _mixed_number(seed + 3 * 0x9E3779B97F4A7C15 & (1 << 64) - 1)
+    assert torch.equal(kept_by_torch(torch.from_numpy(position), key, units, dropout.dropped), expected)
 
 
 def test_every_pass_gets_a_seed_of_its_own() -> None:

@@ -121,6 +121,25 @@ def test_short_products_round_the_states_a_little_and_leave_them_float32(
     assert all(weight.grad is None or weight.grad.dtype == torch.float32 for weight in model.parameters())
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_fixed_shapes_change_no_state_and_no_gradient(
+    dropout: float, model: SASRec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.sasrec.runs_natively", lambda *_, **__: False)
+    model.settings = model.settings.model_copy(update={"dropout": dropout})
+    wanted = torch.tensor([[True, False, False, True, True], [False, True, False, True, False], [False] * 5])
+    found = []
+    for model.has_fixed_shapes in (False, True):
+        states = model.states_at(ROWS, wanted, rng=np.random.default_rng(1))
+        torch.autograd.backward((states * torch.linspace(-1.0, 1.0, states.numel()).view_as(states)).sum())
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        found.append([states.detach(), *(grad.to_dense() for grad in gradients)])
+        model.zero_grad(set_to_none=True)
+
+    for padded, as_they_come in zip(*found, strict=True):
+        torch.testing.assert_close(padded, as_they_come, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_the_order_of_items_matters(norm: Literal["pre", "post"]) -> None:
     model = network(ModelSettings(max_length=6, units=8, norm=norm))
