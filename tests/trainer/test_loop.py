@@ -16,19 +16,18 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-import torch
 from prometheus_client import REGISTRY
 
 from model.checkpoint import BrokenCheckpointError, newest_checkpoint, read_manifest, read_serving, verify
 from model.store import Place
 from stream.clients import consumer, producer
 from stream.dead_letters import EXCEPTION
-from stream.events import ModelAnnouncement
 from stream.examples import ClickExample, ExampleId, decode_example
 from stream.settings import KafkaSettings
 from stream.topics import DEAD_LETTER_SUFFIX, EXAMPLES, MODELS
 from tests.trainer.clicks import click, clicks, in_batches, send, send_with
 from tests.trainer.doomed_trainer import MODEL, TRAINER
+from tests.trainer.running import running, trained
 from trainer.cut import Cut
 from trainer.examples import newest_announcement, partitions_of
 from trainer.exposure import Exposure
@@ -42,33 +41,6 @@ from trainer.weights import Weigher, Weights
 pytestmark = pytest.mark.broker
 
 Wait = Callable[[Callable[[], Any]], Any]
-
-
-@contextmanager
-def running(kafka: KafkaSettings, checkpoints: Path) -> Iterator[list[ModelAnnouncement]]:
-    """A trainer in a thread; what it publishes is in the list. An error of the trainer is raised here."""
-    torch.set_num_threads(1)
-    stop, published, failed = threading.Event(), list[ModelAnnouncement](), list[BaseException]()
-
-    def work() -> None:
-        try:
-            run_trainer(kafka, MODEL, TRAINER, checkpoints=checkpoints, stop=stop, on_published=published.append)
-        except ValueError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield published
-    finally:
-        stop.set()
-        thread.join()
-    if failed:
-        raise failed[0]
-
-
-def trained(published: list[ModelAnnouncement], count: int) -> Callable[[], bool]:
-    return lambda: bool(published) and published[-1].examples_trained >= count
 
 
 def spikes_beyond(count: float) -> Callable[[], bool]:
