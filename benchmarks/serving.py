@@ -90,6 +90,7 @@ class Ways:
         self._item_RD = torch.randn(items + 1, SETTINGS.units, generator=generator) * 0.1
         self._item_RD[PADDING] = 0.0
         self._model.item_RD = torch.nn.Parameter(self._item_RD, requires_grad=False)
+        self._encoder = self._model.encoder()
         self._live_R = torch.ones(items + 1, dtype=torch.bool)
         self._textbook = TextbookSASRec(SETTINGS, rows=1).eval()
         self._textbook.item.weight = torch.nn.Parameter(self._item_RD, requires_grad=False)
@@ -98,7 +99,7 @@ class Ways:
 
     def ours(self, users: Users) -> None:
         """Hidden states at the newest item, the best of all items."""
-        hidden_BD = self._model.encode_last(users.row_BT)
+        hidden_BD = self._encoder.encode_last(users.row_BT)
         top_k(hidden_BD, self._item_RD, k=POLICY.candidates, excluded_BE=users.row_BT, live_R=self._live_R)
 
     @torch.inference_mode()
@@ -114,7 +115,7 @@ class Ways:
         if self._flat is None:
             self._flat = faiss.IndexFlatIP(SETTINGS.units)
             self._flat.add(self._item_RD.numpy())
-        hidden_BD = self._model.encode_last(users.row_BT)
+        hidden_BD = self._encoder.encode_last(users.row_BT)
         self._flat.search(hidden_BD.numpy(), POLICY.candidates + SETTINGS.max_length)
 
     def floor(self, users: Users) -> None:

@@ -286,7 +286,7 @@ def _encoded(shelf: Shelf, asked: Sequence[Asked]) -> Tensor:
     for row_T, one in zip(row_BT, asked, strict=True):
         newest_T = one.history_T[-longest:]
         row_T[longest - len(newest_T) :] = newest_T
-    return shelf.network.encode_last(torch.from_numpy(row_BT))
+    return shelf.encoder.encode_last(torch.from_numpy(row_BT))
 
 
 def _among(user_D: Tensor, item_RD: Tensor, eligible: Eligible, *, size: int) -> Shortlist:
