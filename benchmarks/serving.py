@@ -35,6 +35,7 @@ from model.ranking import top_k
 from model.sasrec import SASRec
 from model.settings import ModelSettings, PolicySettings
 from stream.events import Cause
+from stream.packing import pack, unpack
 
 SETTINGS = ModelSettings(max_length=200, units=50, blocks=2, heads=1)
 """The paper's, for MovieLens-1M."""
@@ -59,6 +60,8 @@ class Users(NamedTuple):
     row_BT: Tensor
     """What they had, padded on the left."""
     length_B: np.ndarray
+    packed: list[bytes]
+    """The same as the scoring worker keeps it."""
 
 
 class Timed(NamedTuple):
@@ -77,7 +80,11 @@ def draw_users(users: int, items: int, rng: np.random.Generator) -> Users:
     row_BT = np.full((users, SETTINGS.max_length), PADDING, dtype=np.int64)
     for row_T, length in zip(row_BT, length_B, strict=True):
         row_T[SETTINGS.max_length - length :] = rng.integers(1, items, length, endpoint=True)
-    return Users(torch.from_numpy(row_BT), length_B)
+    packed = [
+        pack(tuple(f"i{row}" for row in row_T[-length:].tolist()))
+        for row_T, length in zip(row_BT, length_B, strict=True)
+    ]
+    return Users(torch.from_numpy(row_BT), length_B, packed)
 
 
 class Ways:
@@ -129,14 +136,15 @@ class Ways:
                 torch.mm(hidden_BD, part_CD.T)
 
     def slates(self, users: Users) -> None:
-        """Drawn slates with their propensities, as they are published."""
+        """Drawn slates with their propensities, from histories as they are kept to JSON as it is published."""
         if self._shelf is None:
             self._shelf = self._stocked()
         queries = [
-            Query(f"u{number}", f"r{number}", CAUSE, tuple(f"i{row}" for row in row_T[-length:]), POLICY.slate_size)
-            for number, (row_T, length) in enumerate(zip(users.row_BT.tolist(), users.length_B, strict=True))
+            Query(f"u{number}", f"r{number}", CAUSE, unpack(packed), POLICY.slate_size)
+            for number, packed in enumerate(users.packed)
         ]
-        self._slates.draw(Stock(self._shelf, now_ms=time.time_ns() // 1_000_000), queries)
+        for slate in self._slates.draw(Stock(self._shelf, now_ms=time.time_ns() // 1_000_000), queries):
+            msgspec.json.encode(slate)
 
     def _stocked(self) -> Shelf:
         catalogue = Catalogue(max_items=self.items, half_life_clicks=1e5)
