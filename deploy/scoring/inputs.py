@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import structlog
@@ -59,15 +59,26 @@ class Rebalanced(NamedTuple):
     """request_ids that have their slate among what will be read again."""
 
 
+async def _nothing_is_sent() -> None:
+    """Who only reads has nothing to wait for."""
+
+
 class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
     """The group consumer of one worker; make it on a running event loop.
 
     `member` is a name that only this worker has and keeps over restarts: after a kill -9 it then has its partitions
-    back at once instead of after the session timeout.
+    back at once instead of after the session timeout. `before_moving` is waited for before partitions go to others.
     """
 
-    def __init__(self, kafka: KafkaSettings, *, member: str | None = None) -> None:
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        *,
+        member: str | None = None,
+        before_moving: Callable[[], Awaitable[None]] = _nothing_is_sent,
+    ) -> None:
         self._kafka = kafka
+        self._before_moving = before_moving
         self._consumer = consumer(
             kafka,
             group_id=kafka.group("scoring"),
@@ -93,10 +104,11 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         await self._consumer.start()
         self._consumer.subscribe(self._topics, listener=self)
 
-    def on_partitions_revoked(self, revoked: list[TopicPartition]) -> None:  # noqa: ARG002 - the base class names it
-        """Whose the partitions will be is open from now on. Only takes a note."""
-        self.moving = True
+    async def on_partitions_revoked(self, revoked: list[TopicPartition]) -> None:  # noqa: ARG002 - the base class names it
+        """Whose the partitions will be is open from now on; the group waits until what we have sent stands."""
+        self.moving, self._assigned = True, False
         self._distributions += 1
+        await self._before_moving()
 
     def on_partitions_assigned(self, assigned: list[TopicPartition]) -> None:  # noqa: ARG002 - the base class names it
         """Whatever is read before `rebalanced` has said where to begin is thrown away."""
@@ -155,6 +167,7 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         """
         if not self._assigned:
             return None
+        await self._stop_polling()
         distributions = self._distributions
         ours = {self._source(partition) for partition in self._consumer.assignment()}
         done, ends, answered = await asyncio.to_thread(self._look_up, ours)  # 1. 2.
@@ -166,7 +179,6 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
             del self._answer_from[source]
             self._next.pop(source, None)
             self._rebuild_to.pop(source, None)
-        await self._stop_polling()
         self._seek(done, ends)  # 5. 6.
         return Rebalanced(done, ends, lost, answered)
 
@@ -192,10 +204,12 @@ class Inputs(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         }
         if not offsets:
             return
+        distributions = self._distributions
         try:
             await asyncio.wait_for(self._consumer.commit(offsets), COMMIT_SECONDS)
         except (CommitFailedError, IllegalStateError, TimeoutError) as error:
-            self.moving = self.moving or isinstance(error, CommitFailedError)
+            if isinstance(error, CommitFailedError) and distributions == self._distributions:
+                self.moving = True
             structlog.get_logger().info("not committed; the next commit says it again", reason=str(error))
 
     async def close(self) -> None:

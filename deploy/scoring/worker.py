@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -51,6 +52,14 @@ from stream.topics import RECOMMENDATIONS
 READ_AHEAD = 10_000
 """Most work that waits in memory; the rest waits in Kafka."""
 IDLE_SECONDS = 0.1
+GARBAGE_THRESHOLD = 50_000
+"""Objects made until cycles are looked for: records hold none, and whoever is being answered waits meanwhile."""
+SWITCH_SECONDS = 0.0005
+"""How long a thread that follows `models` or `items` may keep the loop waiting at a time."""
+RESTS = 1.0
+"""How long the worker rests after a batch, in times of what that took: it ranks for half of the time at most, unless a
+batch is full or somebody has waited long enough.
+"""
 LEAST_SECONDS = 0.001
 """The loop is free for so long in every turn, or the slates of one batch would not go out before the next is ranked."""
 COMMIT_SECONDS = 0.25
@@ -65,6 +74,8 @@ def run_worker(settings: Settings, stop: threading.Event, *, member: str | None 
         KafkaError: a slate could not be written; whoever starts the process again loses nothing.
     """
     torch.set_num_threads(settings.scoring.threads)
+    gc.set_threshold(GARBAGE_THRESHOLD)
+    sys.setswitchinterval(SWITCH_SECONDS)
     loop_factory = uvloop.new_event_loop if settings.stream.event_loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_run(settings, stop, member))
@@ -79,7 +90,7 @@ async def _run(settings: Settings, stop: threading.Event, member: str | None) ->
         followers = stack.enter_context(_following(worker))
         await asyncio.to_thread(_wait_until_ready, worker, followers, stop)
         gc.freeze()  # or what stands now is looked through again and again: 0.2 s in which nobody is answered
-        inputs = Inputs(settings.kafka, member=member)
+        inputs = Inputs(settings.kafka, member=member, before_moving=worker.hand_over)
         stack.push_async_callback(inputs.close)
         await inputs.start()
         while not stop.is_set():
@@ -140,6 +151,8 @@ class ScoringWorker:
         self._encode = msgspec.json.Encoder().encode
         self._committing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._committing.set_result(None)
+        self._answering = asyncio.Lock()
+        """Held while the slates of a batch are sent."""
         self._commit_at_seconds = 0.0
         self._progress_at_seconds = 0.0
 
@@ -154,11 +167,21 @@ class ScoringWorker:
         self._waiting.release_overdue(time.monotonic())
         is_due = self._waiting.seconds_left(time.monotonic()) == 0.0
         if is_due and self._answers.unacknowledged < READ_AHEAD:
-            await self._answer(self._waiting.take())  # 2.
+            await self._answer_unless_moving(inputs)  # 2.
         await self._answers.send_refused()
         if time.monotonic() >= self._commit_at_seconds and self._committing.done():
             self._committing = asyncio.ensure_future(inputs.commit(self._done(inputs)))
             self._commit_at_seconds = time.monotonic() + COMMIT_SECONDS
+
+    async def _answer_unless_moving(self, inputs: Inputs) -> None:
+        async with self._answering:
+            if not inputs.moving:
+                await self._answer(self._waiting.take())
+
+    async def hand_over(self) -> None:
+        """Before partitions go to another worker, which looks for what stands: all that was sent, or it is too late."""
+        async with self._answering:
+            await self._answers.flush()
 
     async def finish(self, inputs: Inputs) -> None:
         """Waits for acknowledgements, and says what is done."""
@@ -217,8 +240,10 @@ class ScoringWorker:
                 event_id=slate.request_id, kind="recommendation", source=RECOMMENDATIONS, at_ms=now_ms
             )
             await self._answers.send(work, slate, self._encode(slate), headers)
+        ended = time.monotonic()
+        self._waiting.rest(until=ended + RESTS * (ended - began))
         metrics.BATCH_USERS.observe(len(batch))
-        metrics.BATCH_SECONDS.observe(time.monotonic() - began)
+        metrics.BATCH_SECONDS.observe(ended - began)
 
     def _query(self, work: Work) -> Query:
         items, known = self._histories.items_of(work.user_id), self._histories.known(work.user_id)

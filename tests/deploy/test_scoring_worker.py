@@ -627,6 +627,29 @@ async def test_a_worker_that_waits_for_an_assignment_in_vain_joins_again(
         await inputs.close()
 
 
+async def test_the_group_waits_for_what_was_sent_before_partitions_move(settings: Settings) -> None:
+    waits = 0
+
+    async def wait() -> None:
+        nonlocal waits
+        waits += 1
+        assert first.moving
+
+    async with contextlib.AsyncExitStack() as stack:
+        first = Inputs(settings.kafka, before_moving=wait)
+        stack.push_async_callback(first.close)
+        await first.start()
+        await settled(first)
+        at_first = waits
+        second = Inputs(settings.kafka)
+        stack.push_async_callback(second.close)
+        await second.start()
+
+        await asyncio.gather(settled(first), settled(second))
+
+    assert waits > at_first
+
+
 async def settled(inputs: Inputs) -> None:
     """Returns when the group has settled; a test that waits in vain ends by its own time limit."""
     async with asyncio.timeout(30):
