@@ -5,9 +5,10 @@
 A log of ratings holds one busy user after another, which no site sees: the clicks of its users are interleaved at
 random (each user's own order stays) and dated a millisecond apart. The first of them go in at full speed, so that a
 model serves and histories stand; the next ones at each rate in turn, evenly, whatever comes back (an open loop). A
-click is stamped when the client hands it over, in the record of its user's sequence, in its slate (`generated_at_ms`),
+click is stamped with the time when it is due, in the record of its user's sequence, in its slate (`generated_at_ms`),
 and when the client reads that slate. A user's next click may come before the slate of the last: then only the newest is
-answered, and the answer is counted as that one's.
+answered, and the answer is counted as that one's. The client decodes nothing and reads no sequences before a rate is
+over: what it takes of the two cores is taken from the system.
 
 Processor time is told for every process, the client's own too: all of them share the machine.
 
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -29,8 +29,9 @@ import msgspec
 import numpy as np
 import psutil
 import pyarrow as pa
-from kafka import KafkaConsumer
+from kafka import TopicPartition
 
+from benchmarks.client import Arrived, Client, Position
 from benchmarks.common import Baseline, Goal, Row, arguments, explained, report, row
 from benchmarks.system import BROKER, PROCESSES, System, running_system
 from deploy.observe.reading import partitions_of
@@ -52,8 +53,6 @@ SETTLE_SECONDS = 60.0
 CLIENT = "this client"
 
 Hop = Literal["click sent -> in its sequence", "sequence -> ranked", "ranked -> read by the client", "click -> slate"]
-Position = tuple[int, int]
-"""Partition and offset of a click."""
 
 
 class Slate(msgspec.Struct, frozen=True):
@@ -96,95 +95,60 @@ class Measured(NamedTuple):
         return self.answered > 0 and float(tail.max()) <= SUSTAINED_MS
 
 
-class Watcher:
-    """Reads clicks, sequences and slates as they come, on a thread of its own."""
-
-    def __init__(self, kafka: KafkaSettings) -> None:
-        self._kafka = kafka
-        self._ended = threading.Event()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._slate = msgspec.json.Decoder(Slate)
-        self.seen = Seen({}, {}, {}, {}, {}, set())
-
-    def __enter__(self) -> Watcher:
-        self._thread.start()
-        self._ready.wait()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def begin(self) -> None:
-        """Forgets what was seen."""
-        self.seen = Seen({}, {}, {}, {}, {}, set())
-
-    def _run(self) -> None:
-        with contextlib.closing(clients.consumer(self._kafka)) as consumer:
-            topics = [self._kafka.topic(name) for name in (CLICKS, SEQUENCES, RECOMMENDATIONS)]
-            consumer.assign([partition for topic in topics for partition in partitions_of(consumer, topic)])
-            consumer.seek_to_end()
-            for partition in consumer.assignment():
-                consumer.position(partition)
-            self._ready.set()
-            while not self._ended.is_set():
-                self._read(consumer)
-
-    def _read(self, consumer: KafkaConsumer) -> None:
-        polled = consumer.poll(timeout_ms=100)
-        now_ms = time.time() * 1_000
-        for partition, records in polled.items():
-            name = partition.topic.removeprefix(self._kafka.topic_prefix)
-            for record in records:
-                self._take(name, record, now_ms)
-
-    def _take(self, name: str, record: Any, now_ms: float) -> None:  # noqa: ANN401 - kafka-python ships no types
-        seen = self.seen
-        if name == CLICKS:
-            seen.read_back[record.partition, record.offset] = now_ms
-        elif name == SEQUENCES and record.value is not None:
-            cause = decode_history(record.value).cause
-            if cause is not None:
-                seen.in_sequence.setdefault((cause.partition, cause.offset), record.timestamp)
-        elif name == RECOMMENDATIONS:
-            slate = self._slate.decode(record.value)
-            if slate.cause["topic"] == CLICKS:
-                position = slate.cause["partition"], slate.cause["offset"]
-                seen.answered.setdefault(position, now_ms)
-                seen.ranked.setdefault(position, slate.generated_at_ms)
-                seen.versions.add(str(slate.model_version))
+def seen_of(arrived: Iterable[Arrived], *, sent: dict[Position, float], sequences: Iterable[Any]) -> Seen:
+    """What a client sent and what came back, and the records of `sequences` that were written meanwhile."""
+    seen, decoder = Seen(sent, {}, {}, {}, {}, set()), msgspec.json.Decoder(Slate)
+    for record in sequences:
+        cause = None if record.value is None else decode_history(record.value).cause
+        if cause is not None:
+            seen.in_sequence.setdefault((cause.partition, cause.offset), record.timestamp)
+    for one in arrived:
+        if one.topic == CLICKS:
+            seen.read_back[one.partition, one.offset] = one.at_ms
+        elif one.value is not None:
+            _take_slate(seen, decoder.decode(one.value), one.at_ms)
+    return seen
 
 
-def send_steadily(kafka: KafkaSettings, messages: Iterable[Message], *, rate: int, sent: dict[Position, float]) -> int:
-    """Sends at an even rate whatever comes back; fills `sent` as Kafka acknowledges; returns how many were sent."""
-    count = 0
-    with clients.producer(kafka, linger_ms=0) as producer:
-        began = time.monotonic()
-        for count, message in enumerate(messages, start=1):
-            time.sleep(max(0.0, began + count / rate - time.monotonic()))
-            _send(producer, kafka, message, sent)
-        producer.flush()
-    return count
+def _take_slate(seen: Seen, slate: Slate, at_ms: float) -> None:
+    if slate.cause["topic"] == CLICKS:
+        position = slate.cause["partition"], slate.cause["offset"]
+        seen.answered.setdefault(position, at_ms)
+        seen.ranked.setdefault(position, slate.generated_at_ms)
+        seen.versions.add(str(slate.model_version))
 
 
-def _send(producer: Any, kafka: KafkaSettings, message: Message, sent: dict[Position, float]) -> None:  # noqa: ANN401
-    at_ms = time.time() * 1_000
-    future = producer.send(kafka.topic(message.topic), key=message.key, value=message.value)
-    future.add_callback(lambda stood: sent.__setitem__((stood.partition, stood.offset), at_ms))
+def _ends(kafka: KafkaSettings, name: str) -> dict[TopicPartition, int]:
+    """Where the next record of each partition will stand."""
+    with contextlib.closing(clients.consumer(kafka)) as consumer:
+        ends: dict[TopicPartition, int] = consumer.end_offsets(partitions_of(consumer, kafka.topic(name)))
+        return ends
 
 
-def measure(system: System, watcher: Watcher, messages: Iterable[Message], *, rate: int) -> Measured:
-    """Plays the messages at a rate and waits until all are done."""
-    watcher.begin()
-    seen = watcher.seen
+def _between(kafka: KafkaSettings, begins: dict[TopicPartition, int], ends: dict[TopicPartition, int]) -> Iterator[Any]:
+    """Records that stand there, partition by partition in order."""
+    with contextlib.closing(clients.consumer(kafka)) as consumer:
+        consumer.assign(list(begins))
+        for partition, offset in begins.items():
+            consumer.seek(partition, offset)
+        while any(consumer.position(partition) < end for partition, end in ends.items()):
+            for partition, records in consumer.poll(timeout_ms=100).items():
+                yield from (record for record in records if record.offset < ends[partition])
+
+
+def measure(system: System, client: Client, messages: Iterable[Message], *, rate: int) -> Measured:
+    """Plays the messages at a rate and waits until all are done; then looks at what came when."""
+    at_hand, begins = list(messages), _ends(system.kafka, SEQUENCES)
+    client.arrived.clear()
     began, before = time.monotonic(), _processor_seconds(system)
-    count = send_steadily(system.kafka, messages, rate=rate, sent=seen.sent)
+    sent = client.send(at_hand, rate=rate)
     seconds, after = time.monotonic() - began, _processor_seconds(system)
     system.wait_until_caught_up(("stream", "scoring"))
-    _settle(seen)
+    _settle(client)
     cores = {name: (after[name] - before[name]) / seconds for name in before}
-    return measured(seen, rate=rate, sent=count, cores=cores)
+    written = _between(system.kafka, begins, _ends(system.kafka, SEQUENCES))
+    seen = seen_of(client.arrived, sent=sent, sequences=written)
+    return measured(seen, rate=rate, sent=len(at_hand), cores=cores)
 
 
 def _processor_seconds(system: System) -> dict[str, float]:
@@ -194,11 +158,11 @@ def _processor_seconds(system: System) -> dict[str, float]:
     return {name: spent.user + spent.system for name, spent in times.items()} | {CLIENT: time.process_time()}
 
 
-def _settle(seen: Seen) -> None:
+def _settle(client: Client) -> None:
     """The last slates are on their way to the client: until nothing more comes."""
     deadline, before = time.monotonic() + SETTLE_SECONDS, -1
-    while len(seen.answered) != before and time.monotonic() < deadline:
-        before = len(seen.answered)
+    while len(client.arrived) != before and time.monotonic() < deadline:
+        before = len(client.arrived)
         time.sleep(0.5)
 
 
@@ -281,8 +245,8 @@ def run(file: Path, directory: Path, *, rates: Sequence[int], seconds: float, wa
     with running_system(directory) as system:
         system.play(rows.slice(0, warm_up), pace=Pace(None))
         system.wait_until_caught_up()
-        with Watcher(system.kafka) as watcher:
-            return [measure(system, watcher, islice(messages, int(rate * seconds)), rate=rate) for rate in rates]
+        with Client(system.kafka, (CLICKS, RECOMMENDATIONS)) as client:
+            return [measure(system, client, islice(messages, int(rate * seconds)), rate=rate) for rate in rates]
 
 
 def main() -> None:

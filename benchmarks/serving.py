@@ -35,6 +35,7 @@ from model.ranking import top_k
 from model.sasrec import SASRec
 from model.settings import ModelSettings, PolicySettings
 from stream.events import Cause
+from stream.packing import pack, unpack
 
 SETTINGS = ModelSettings(max_length=200, units=50, blocks=2, heads=1)
 """The paper's, for MovieLens-1M."""
@@ -59,6 +60,8 @@ class Users(NamedTuple):
     row_BT: Tensor
     """What they had, padded on the left."""
     length_B: np.ndarray
+    packed: list[bytes]
+    """The same as the scoring worker keeps it."""
 
 
 class Timed(NamedTuple):
@@ -77,7 +80,11 @@ def draw_users(users: int, items: int, rng: np.random.Generator) -> Users:
     row_BT = np.full((users, SETTINGS.max_length), PADDING, dtype=np.int64)
     for row_T, length in zip(row_BT, length_B, strict=True):
         row_T[SETTINGS.max_length - length :] = rng.integers(1, items, length, endpoint=True)
-    return Users(torch.from_numpy(row_BT), length_B)
+    packed = [
+        pack(tuple(f"i{row}" for row in row_T[-length:].tolist()))
+        for row_T, length in zip(row_BT, length_B, strict=True)
+    ]
+    return Users(torch.from_numpy(row_BT), length_B, packed)
 
 
 class Ways:
@@ -90,6 +97,7 @@ class Ways:
         self._item_RD = torch.randn(items + 1, SETTINGS.units, generator=generator) * 0.1
         self._item_RD[PADDING] = 0.0
         self._model.item_RD = torch.nn.Parameter(self._item_RD, requires_grad=False)
+        self._encoder = self._model.encoder()
         self._live_R = torch.ones(items + 1, dtype=torch.bool)
         self._textbook = TextbookSASRec(SETTINGS, rows=1).eval()
         self._textbook.item.weight = torch.nn.Parameter(self._item_RD, requires_grad=False)
@@ -98,7 +106,7 @@ class Ways:
 
     def ours(self, users: Users) -> None:
         """Hidden states at the newest item, the best of all items."""
-        hidden_BD = self._model.encode_last(users.row_BT)
+        hidden_BD = self._encoder.encode_last(users.row_BT)
         top_k(hidden_BD, self._item_RD, k=POLICY.candidates, excluded_BE=users.row_BT, live_R=self._live_R)
 
     @torch.inference_mode()
@@ -114,7 +122,7 @@ class Ways:
         if self._flat is None:
             self._flat = faiss.IndexFlatIP(SETTINGS.units)
             self._flat.add(self._item_RD.numpy())
-        hidden_BD = self._model.encode_last(users.row_BT)
+        hidden_BD = self._encoder.encode_last(users.row_BT)
         self._flat.search(hidden_BD.numpy(), POLICY.candidates + SETTINGS.max_length)
 
     def floor(self, users: Users) -> None:
@@ -128,14 +136,15 @@ class Ways:
                 torch.mm(hidden_BD, part_CD.T)
 
     def slates(self, users: Users) -> None:
-        """Drawn slates with their propensities, as they are published."""
+        """Drawn slates with their propensities, from histories as they are kept to JSON as it is published."""
         if self._shelf is None:
             self._shelf = self._stocked()
         queries = [
-            Query(f"u{number}", f"r{number}", CAUSE, tuple(f"i{row}" for row in row_T[-length:]), POLICY.slate_size)
-            for number, (row_T, length) in enumerate(zip(users.row_BT.tolist(), users.length_B, strict=True))
+            Query(f"u{number}", f"r{number}", CAUSE, unpack(packed), POLICY.slate_size)
+            for number, packed in enumerate(users.packed)
         ]
-        self._slates.draw(Stock(self._shelf, now_ms=time.time_ns() // 1_000_000), queries)
+        for slate in self._slates.draw(Stock(self._shelf, now_ms=time.time_ns() // 1_000_000), queries):
+            msgspec.json.encode(slate)
 
     def _stocked(self) -> Shelf:
         catalogue = Catalogue(max_items=self.items, half_life_clicks=1e5)

@@ -40,8 +40,10 @@ class ScoringSettings(Section):
 
     max_batch: Annotated[int, Field(ge=1, le=100_000)] = 256
     """Users ranked in one forward pass."""
-    max_wait_ms: Annotated[float, Field(ge=0.0)] = 2.0
-    """How long a user waits for others to be ranked with, in milliseconds."""
+    max_wait_ms: Annotated[float, Field(ge=0.0)] = 5.0
+    """How long a user waits at most for others to be ranked with, in milliseconds; not at all where the worker has
+    nothing else to do.
+    """
     max_users: Annotated[int, Field(ge=1)] = 1_000_000
     """Users whose sequence is held in memory; the least recently active goes, and is treated as unknown until
     the next click.

@@ -275,13 +275,19 @@ def _largest(noisy_BC: Float[np.ndarray, "B C"], exploited_B: Int[np.ndarray, " 
     index_BF = (
         noisy_BC.argpartition(candidates - wanted, axis=1)[:, candidates - wanted :] if wanted else _nothing(users)
     )
-    value_BF = np.take_along_axis(noisy_BC, index_BF, axis=1)
+    value_BF = _taken(noisy_BC, index_BF)
     order_BF = value_BF.argsort(axis=1)[:, ::-1]
-    index_BF = np.take_along_axis(index_BF, order_BF, axis=1)
-    value_BF = np.take_along_axis(value_BF, order_BF, axis=1)
+    index_BF = _taken(index_BF, order_BF)
+    value_BF = _taken(value_BF, order_BF)
     bars_BF = np.concatenate((np.full((users, 1), np.inf), value_BF, np.full((users, 1), -np.inf)), axis=1)
     user_B = np.arange(users)
     return _Noisy(index_BF[:, :most], bars_BF[user_B, exploited_B + 1], bars_BF[user_B, exploited_B])
+
+
+def _taken(value_BC: np.ndarray, index_BL: Int[np.ndarray, "B L"]) -> np.ndarray:
+    """Of each user the values at these places; `np.take_along_axis`, without what that does for other shapes."""
+    taken_BL: np.ndarray = value_BC[np.arange(len(index_BL))[:, None], index_BL]
+    return taken_BL
 
 
 def _nothing(users: int) -> Int[np.ndarray, "B 0"]:
@@ -296,10 +302,10 @@ def _exploit(
     exploited_B: Int[np.ndarray, " B"],
 ) -> _Part:
     beyond_BE = np.arange(noisy.index_BE.shape[1]) >= exploited_B[:, None]
-    row_BE = np.take_along_axis(row_BC, noisy.index_BE, axis=1)
-    phi_BE = np.where(beyond_BE, 0.0, np.take_along_axis(phi_BC, noisy.index_BE, axis=1))
+    row_BE = _taken(row_BC, noisy.index_BE)
+    phi_BE = np.where(beyond_BE, 0.0, _taken(phi_BC, noisy.index_BE))
     margin_BE = phi_BE - noisy.kappa_in_B[:, None]
-    return _Part(np.where(beyond_BE, PADDING, row_BE), np.take_along_axis(score_BC, noisy.index_BE, axis=1), margin_BE)
+    return _Part(np.where(beyond_BE, PADDING, row_BE), _taken(score_BC, noisy.index_BE), margin_BE)
 
 
 def _explore(
@@ -309,6 +315,9 @@ def _explore(
     row_BM = np.full((len(explored_B), int(explored_B.max(initial=0))), PADDING, dtype=np.int64)
     served_B = explored_B + (taken_BE != PADDING).sum(axis=1)
     is_dense_B = shortlists.eligible_B < DENSE * served_B
+    if explored_B.any() and not is_dense_B.any():  # as nearly always: nobody has to be told apart
+        barred_BX = np.concatenate((shortlists.excluded_BX, taken_BE), axis=1)
+        return _explore_sparse(shortlists.row_N, barred_BX, explored_B, noise)
     for users, fill in ((np.flatnonzero(is_dense_B), _explore_dense), (np.flatnonzero(~is_dense_B), _explore_sparse)):
         if users.size and explored_B[users].any():
             barred_SX = np.concatenate((shortlists.excluded_BX[users], taken_BE[users]), axis=1)
@@ -327,8 +336,8 @@ def _explore_dense(
     key_BN[user_BX, place_BX[user_BX, slot_BX]] = np.inf
     most = int(explored_B.max())
     place_BM = key_BN.argpartition(most - 1, axis=1)[:, :most]
-    order_BM = np.take_along_axis(key_BN, place_BM, axis=1).argsort(axis=1)
-    row_BM = row_N[np.take_along_axis(place_BM, order_BM, axis=1)]
+    order_BM = _taken(key_BN, place_BM).argsort(axis=1)
+    row_BM = row_N[_taken(place_BM, order_BM)]
     return np.where(np.arange(most) < explored_B[:, None], row_BM, PADDING)
 
 
@@ -380,7 +389,7 @@ def _pick(
 ) -> Float[np.ndarray, "B L"]:
     if not value_BC.shape[1]:
         return np.full(index_BL.shape, absent)
-    return np.where(index_BL < 0, absent, np.take_along_axis(value_BC, np.maximum(index_BL, 0), axis=1))
+    return np.where(index_BL < 0, absent, _taken(value_BC, np.maximum(index_BL, 0)))
 
 
 def _joined(exploit: _Part, explore: _Part, counts: Counts, noise: Noise) -> Slate:
@@ -391,12 +400,13 @@ def _joined(exploit: _Part, explore: _Part, counts: Counts, noise: Noise) -> Sla
     explored_BK = _explored_slots(counts, is_empty_BK, noise)
     nth_explored_BK = np.maximum(explored_BK.cumsum(axis=1) - 1, 0)
     nth_exploited_BK = np.maximum((~explored_BK).cumsum(axis=1) - 1, 0)
+    most_explored, width = explore.row_BE.shape[1], explore.row_BE.shape[1] + exploit.row_BE.shape[1]
+    from_BK = np.where(explored_BK, nth_explored_BK, nth_exploited_BK + most_explored)
+    from_BK = np.minimum(from_BK, max(width - 1, 0))
 
     def placed(explore_BM: np.ndarray, exploit_BE: np.ndarray) -> np.ndarray:
         """A slot takes the next explored or the next exploited item."""
-        side_by_side_BK = np.concatenate((explore_BM, exploit_BE), axis=1)
-        from_BK = np.where(explored_BK, nth_explored_BK, nth_exploited_BK + explore_BM.shape[1])
-        return np.take_along_axis(side_by_side_BK, np.minimum(from_BK, side_by_side_BK.shape[1] - 1), axis=1)
+        return _taken(np.concatenate((explore_BM, exploit_BE), axis=1), from_BK)
 
     if not slots:
         return Slate(_nothing(len(served_B)), np.empty(is_empty_BK.shape), explored_BK, np.empty(is_empty_BK.shape))

@@ -27,7 +27,7 @@ from model.dropout import Dropout, Kept
 from model.fixed_shapes import Bucket, buckets_of, compiled, through
 from model.lengths import Packed, length_groups, packed
 from model.native.functions import Shape, native_block, native_embedding, native_norm, runs_natively
-from model.native.newest import Weights, newest_natively
+from model.native.newest import Prepared, Weights
 from model.settings import ModelSettings
 
 INITIAL_SCALE = 0.02
@@ -140,6 +140,25 @@ class Block(nn.Module):
         return hidden.view(*hidden.shape[:2], heads, hidden.shape[2] // heads).transpose(1, 2)
 
 
+class Encoder:
+    """A network that predicts: what does not depend on the user is done once."""
+
+    def __init__(self, network: SASRec, prepared: Prepared | None) -> None:
+        self._network = network
+        self._prepared = prepared
+
+    @torch.inference_mode()
+    def encode_last(self, rows_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+        """As `SASRec.encode_last`."""
+        if self._prepared is not None and rows_BT.shape[1] <= self._network.settings.max_length:
+            is_item_BT = rows_BT != PADDING
+            return self._prepared.newest(row_P=rows_BT[is_item_BT], length_B=is_item_BT.sum(dim=1))
+        is_known_B = (rows_BT != PADDING).any(dim=1)
+        hidden_BD = self._network.item_RD.new_zeros(len(rows_BT), self._network.settings.units)
+        hidden_BD[is_known_B] = self._network.encode(packed(rows_BT[is_known_B]).newest())
+        return hidden_BD
+
+
 class SASRec(nn.Module):
     """The network and its item table, which is shared between input and prediction.
 
@@ -221,16 +240,13 @@ class SASRec(nn.Module):
             return self._encode_natively(sequences, dropout)
         return self._encode_by_torch(sequences, dropout)
 
-    @torch.inference_mode()
     def encode_last(self, rows_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
         """The hidden state at the newest item, for prediction; zero where there is none."""
-        if rows_BT.shape[1] <= self.settings.max_length and self._finds_newest_natively:
-            is_item_BT = rows_BT != PADDING
-            return newest_natively(self._native_weights(), row_P=rows_BT[is_item_BT], length_B=is_item_BT.sum(dim=1))
-        is_known_B = (rows_BT != PADDING).any(dim=1)
-        hidden_BD = self.item_RD.new_zeros(len(rows_BT), self.settings.units)
-        hidden_BD[is_known_B] = self.encode(packed(rows_BT[is_known_B]).newest())
-        return hidden_BD
+        return self.encoder().encode_last(rows_BT)
+
+    def encoder(self) -> Encoder:
+        """Predicts with the weights as they are now, as often as you like; they must not change meanwhile."""
+        return Encoder(self, Prepared(self._native_weights()) if self._finds_newest_natively else None)
 
     def grow(self, capacity: int) -> None:
         """Makes room for rows up to `capacity`; what is learnt stays bit for bit, new rows are zero."""

@@ -1,9 +1,10 @@
-"""Which slates already stand on `recommendations`: what a worker that takes over must not make again."""
+"""What a worker that takes over must know: how far its predecessors came, and which slates they made beyond that."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 from kafka import TopicPartition
@@ -17,6 +18,32 @@ class _Answer(msgspec.Struct, gc=False):
     request_id: str
     seed: int | None = None
     """Only a slate of ours has one: it can be drawn again."""
+
+
+class Standing(NamedTuple):
+    """What Kafka says of a partition of an input."""
+
+    offset: int | None
+    """As the group committed it; None where it never did."""
+    metadata: str
+    end: int
+    """Where the next record will stand."""
+
+
+def committed(
+    kafka: KafkaSettings, group: str, partitions: Iterable[tuple[str, int]]
+) -> dict[tuple[str, int], Standing]:
+    """How far a group came in partitions, named by topic and number; joins nothing."""
+    with consumer(kafka, group_id=group) as reader:
+        asked = [TopicPartition(*partition) for partition in partitions]
+        ends = reader.end_offsets(asked)
+        found = {partition: reader.committed(partition, metadata=True) for partition in asked}
+    return {
+        (partition.topic, partition.partition): Standing(None, "", ends[partition])
+        if stands is None
+        else Standing(stands.offset, stands.metadata, ends[partition])
+        for partition, stands in found.items()
+    }
 
 
 def recommendations_end(kafka: KafkaSettings, partitions: frozenset[int]) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -43,6 +44,10 @@ class _Held(NamedTuple):
 class Waiting:
     """Work until it is taken: at most `max_batch` at once, none waits longer than `max_wait_seconds` for company.
 
+    A batch of one costs nearly as much as a batch of four, and a worker that ranked without pause would take from the
+    others on its machine what they need to bring it work. So after every batch the worker rests for a while, and what
+    comes meanwhile is the next batch; who comes when it has rested does not wait at all.
+
     A user's newer click takes the place of an older one that still waits: the older slate would never be looked at.
     A request is always answered. One that waits for a click is held until it is released or its time is up.
     """
@@ -52,6 +57,7 @@ class Waiting:
         self._max_wait_seconds = max_wait_seconds
         self._work: OrderedDict[tuple[str, ...], Work] = OrderedDict()
         self._oldest_at: float = 0.0
+        self._rested_at: float = math.inf
         self._held: dict[str, list[_Held]] = {}
         self.held = 0
         """Requests that wait for a click."""
@@ -102,7 +108,11 @@ class Waiting:
             return max(0.0, min(held) - now) if held else None
         if len(self._work) >= self._max_batch:
             return 0.0
-        return max(0.0, self._oldest_at + self._max_wait_seconds - now)
+        return max(0.0, min(self._oldest_at + self._max_wait_seconds, self._rested_at) - now)
+
+    def rest(self, *, until: float) -> None:
+        """The worker has done a batch; who comes before that time waits for company."""
+        self._rested_at = until
 
     def take(self) -> list[Work]:
         """The next batch, oldest first; whoever is left is due at once."""

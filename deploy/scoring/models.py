@@ -255,7 +255,7 @@ def _warm_up(shelf: Shelf, *, users: int) -> None:
     """The first forward pass of a network costs more than the next; no user shall wait for it."""
     assert shelf.network is not None
     rows_BT = torch.full((users, shelf.network.settings.max_length), PADDING, dtype=torch.int64)
-    shelf.network.encode_last(rows_BT)
+    shelf.encoder.encode_last(rows_BT)
 
 
 def _tell(shelf: Shelf, *, seconds: float) -> None:

@@ -6,6 +6,7 @@ Shapes: R rows of the item table, D units.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from model.catalogue import Catalogue
 from model.checkpoint import Manifest, ServingModel
 from model.index import Index
-from model.sasrec import SASRec
+from model.sasrec import Encoder, SASRec
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,6 +33,12 @@ class Shelf:
     """Rows with other weights or another item than in the shelf before; None where everything is new."""
     index: Index | None = None
     """Through which `item_RD` is searched; None where all of it is scored."""
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """The network, prepared when first asked for: the weights of a shelf do not change."""
+        assert self.network is not None, "ask only where there is a network"
+        return self.network.encoder()
 
     @property
     def version(self) -> str | None:

@@ -99,6 +99,7 @@ class Group(NamedTuple):
     policy: str
     asked: Sequence[Asked]
     candidates_B: np.ndarray
+    seeds: Sequence[int]
     drawn: Drawn
 
     def propensity_of(self, items: Sequence[Sequence[str]]) -> list[np.ndarray]:
@@ -286,7 +287,7 @@ def _encoded(shelf: Shelf, asked: Sequence[Asked]) -> Tensor:
     for row_T, one in zip(row_BT, asked, strict=True):
         newest_T = one.history_T[-longest:]
         row_T[longest - len(newest_T) :] = newest_T
-    return shelf.network.encode_last(torch.from_numpy(row_BT))
+    return shelf.encoder.encode_last(torch.from_numpy(row_BT))
 
 
 def _among(user_D: Tensor, item_RD: Tensor, eligible: Eligible, *, size: int) -> Shortlist:
@@ -306,12 +307,13 @@ def _drawn(
     for users in [*([shared] if shared else []), *alone]:
         members = [asked[user] for user in users]
         many = stacked([shortlists[user] for user in users])
+        seeds = [arm.seed(one.query.request_id) for one in members]
         drawn = arm.policy.draw_batch(
             many,
             size_B=np.array([one.query.slate_size for one in members]),
-            noise=Seeded(np.array([arm.seed(one.query.request_id) for one in members], dtype=np.uint64)),
+            noise=Seeded(np.array(seeds, dtype=np.uint64)),
         )
-        yield Group(space, policy, members, (many.row_BC != PADDING).sum(axis=1), drawn)
+        yield Group(space, policy, members, (many.row_BC != PADDING).sum(axis=1), seeds, drawn)
 
 
 def _recommendation(group: Group, user: int, arm: Arm, now_ms: int) -> Recommendation:
@@ -335,7 +337,7 @@ def _recommendation(group: Group, user: int, arm: Arm, now_ms: int) -> Recommend
         sequence_position=one.query.sequence_position,
         missing=one.query.slate_size - len(items),
         is_fresh=one.query.is_fresh,
-        seed=arm.seed(one.query.request_id),
+        seed=group.seeds[user],
         cause=one.query.cause,
     )
 

@@ -5,8 +5,11 @@ another, exactly once:
 
 1. read what arrived, fold it into the histories, let the work wait
 2. take a batch, rank and draw it from one shelf, hand the slates to the producer
-3. from time to time wait until the broker has acknowledged what was sent
-4. and only then commit, up to the first work that still waits
+3. from time to time look at what the broker has acknowledged
+4. and commit up to the first work that still waits, or whose slate is not acknowledged yet
+
+Reading, sending and committing share one event loop and go on while others wait for Kafka; ranking holds the loop, and
+what comes meanwhile is the next batch.
 
 After a kill between 2 and 4 the successor reads the same work again; it makes no slate that already stands on
 `recommendations`, and what it makes again from the same model and history is the same slate, for the draw is seeded by
@@ -15,8 +18,10 @@ the request_id.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -25,15 +30,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import msgspec
 import structlog
 import torch
-from kafka.errors import KafkaTimeoutError
+import uvloop
 
 from deploy.scoring import metrics
 from deploy.scoring.answers import Answers
-from deploy.scoring.batching import Waiting, Work
+from deploy.scoring.batching import Source, Waiting, Work
 from deploy.scoring.counted import Counted
 from deploy.scoring.histories import Histories
 from deploy.scoring.indexing import Indexing
-from deploy.scoring.inputs import Inputs
+from deploy.scoring.inputs import Done, Inputs
 from deploy.scoring.intake import Intake
 from deploy.scoring.items import Items
 from deploy.scoring.models import Models
@@ -42,12 +47,21 @@ from deploy.scoring.shelf import ColdShelf
 from deploy.scoring.slates import Query, Slates, Stock
 from deploy.settings import Settings
 from stream.cloud_events import cloud_event_headers
-from stream.events import Recommendation
 from stream.topics import RECOMMENDATIONS
 
 READ_AHEAD = 10_000
 """Most work that waits in memory; the rest waits in Kafka."""
 IDLE_SECONDS = 0.1
+GARBAGE_THRESHOLD = 50_000
+"""Objects made until cycles are looked for: records hold none, and whoever is being answered waits meanwhile."""
+SWITCH_SECONDS = 0.0005
+"""How long a thread that follows `models` or `items` may keep the loop waiting at a time."""
+RESTS = 1.0
+"""How long the worker rests after a batch, in times of what that took: it ranks for half of the time at most, unless a
+batch is full or somebody has waited long enough.
+"""
+LEAST_SECONDS = 0.001
+"""The loop is free for so long in every turn, or the slates of one batch would not go out before the next is ranked."""
 COMMIT_SECONDS = 0.25
 PROGRESS_SECONDS = 1.0
 
@@ -60,18 +74,30 @@ def run_worker(settings: Settings, stop: threading.Event, *, member: str | None 
         KafkaError: a slate could not be written; whoever starts the process again loses nothing.
     """
     torch.set_num_threads(settings.scoring.threads)
-    with contextlib.ExitStack() as stack:
-        answers = stack.enter_context(contextlib.closing(Answers(settings.kafka)))
+    gc.set_threshold(GARBAGE_THRESHOLD)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    loop_factory = uvloop.new_event_loop if settings.stream.event_loop == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_run(settings, stop, member))
+
+
+async def _run(settings: Settings, stop: threading.Event, member: str | None) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        answers = Answers(settings.kafka)
+        stack.push_async_callback(answers.close)
+        await answers.start()
         worker = ScoringWorker(settings, answers)
         followers = stack.enter_context(_following(worker))
-        _wait_until_ready(worker, followers, stop)
+        await asyncio.to_thread(_wait_until_ready, worker, followers, stop)
         gc.freeze()  # or what stands now is looked through again and again: 0.2 s in which nobody is answered
-        inputs = stack.enter_context(contextlib.closing(Inputs(settings.kafka, member=member)))
+        inputs = Inputs(settings.kafka, member=member, before_moving=worker.hand_over)
+        stack.push_async_callback(inputs.close)
+        await inputs.start()
         while not stop.is_set():
-            worker.turn(inputs)
+            await worker.turn(inputs)
             _raise_failure(followers)
         if not inputs.moving:
-            worker.commit(inputs)
+            await worker.finish(inputs)
 
 
 @contextlib.contextmanager
@@ -123,47 +149,69 @@ class ScoringWorker:
         self._slate_size = settings.policy.slate_size
         self._report = Report()
         self._encode = msgspec.json.Encoder().encode
-        self._unacknowledged: list[Recommendation] = []
+        self._committing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._committing.set_result(None)
+        self._answering = asyncio.Lock()
+        """Held while the slates of a batch are sent."""
         self._commit_at_seconds = 0.0
         self._progress_at_seconds = 0.0
 
-    def turn(self, inputs: Inputs) -> None:
+    async def turn(self, inputs: Inputs) -> None:
         """Reads, answers what is due, and commits from time to time."""
-        if inputs.moving or len(self._waiting) < READ_AHEAD:
-            self._read(inputs)  # 1.
+        if inputs.moving or len(self._waiting) + self._answers.unacknowledged < READ_AHEAD:
+            await self._read(inputs)  # 1.
+        else:
+            await asyncio.sleep(LEAST_SECONDS)
         if inputs.moving:
             return
         self._waiting.release_overdue(time.monotonic())
-        if self._waiting.seconds_left(time.monotonic()) == 0.0:
-            self._answer(self._waiting.take())  # 2.
-        if time.monotonic() >= self._commit_at_seconds:
-            self.commit(inputs)
+        is_due = self._waiting.seconds_left(time.monotonic()) == 0.0
+        if is_due and self._answers.unacknowledged < READ_AHEAD:
+            await self._answer_unless_moving(inputs)  # 2.
+        await self._answers.send_refused()
+        if time.monotonic() >= self._commit_at_seconds and self._committing.done():
+            self._committing = asyncio.ensure_future(inputs.commit(self._done(inputs)))
             self._commit_at_seconds = time.monotonic() + COMMIT_SECONDS
 
-    def commit(self, inputs: Inputs) -> None:
-        """Waits for acknowledgements, and then says what is done; later, where the broker does not answer just now."""
-        try:
-            times_ms = self._answers.acknowledged()  # 3.
-        except KafkaTimeoutError as error:
-            structlog.get_logger().warning("slates wait for the broker", reason=str(error))
-            return
-        self._report.acknowledged(self._unacknowledged, times_ms)
-        self._unacknowledged = []
-        metrics.KNOWN_USERS.set(len(self._histories))
-        inputs.commit(self._answers.done(self._waiting.first_offsets(), inputs.next_offset))  # 4.
+    async def _answer_unless_moving(self, inputs: Inputs) -> None:
+        async with self._answering:
+            if not inputs.moving:
+                await self._answer(self._waiting.take())
 
-    def _read(self, inputs: Inputs) -> None:
+    async def hand_over(self) -> None:
+        """Before partitions go to another worker, which looks for what stands: all that was sent, or it is too late."""
+        async with self._answering:
+            await self._answers.flush()
+
+    async def finish(self, inputs: Inputs) -> None:
+        """Waits for acknowledgements, and says what is done."""
+        await self._answers.flush()
+        await self._committing
+        await inputs.commit(self._done(inputs))
+
+    def _done(self, inputs: Inputs) -> dict[Source, Done]:
+        """What a commit may say now (step 4)."""
+        self._committing.result()  # what went wrong in the one before
+        stand = self._answers.acknowledged()  # 3.
+        self._report.acknowledged([one.slate for one in stand], [one.at_ms for one in stand])
+        metrics.KNOWN_USERS.set(len(self._histories))
+        return self._answers.done(self._waiting.first_offsets(), inputs.next_offset)
+
+    async def _read(self, inputs: Inputs) -> None:
         left_seconds = self._waiting.seconds_left(time.monotonic())
         wait_seconds = IDLE_SECONDS if left_seconds is None else left_seconds
         room = max(1, READ_AHEAD - len(self._waiting))
-        arrived = inputs.poll(timeout_seconds=min(IDLE_SECONDS, wait_seconds), limit=room)
-        moved = inputs.rebalanced()
+        wait_seconds = min(IDLE_SECONDS, max(LEAST_SECONDS, wait_seconds))
+        arrived = await inputs.poll(timeout_seconds=wait_seconds, limit=room)
+        moved = await inputs.rebalanced()
         if moved is not None:
             self._intake.rebalanced(moved)
             self._answers.begin(moved)
+            return
         for source, records in arrived:
             self._intake.read(source, records, answer_from=inputs.answer_from(source), clicked=self._clicked)
-        self._tell_progress(inputs.rebuild())
+        if not inputs.moving:
+            self._tell_progress(await inputs.rebuild())
 
     def _clicked(self, items: tuple[str, ...], *, met: bool) -> None:
         """Counts what is recommended by counting; the model counts by itself."""
@@ -174,7 +222,7 @@ class ScoringWorker:
         elif self._counted is not None:
             self._counted.click(items[-2] if len(items) > 1 else None, items[-1])
 
-    def _answer(self, batch: list[Work]) -> None:
+    async def _answer(self, batch: list[Work]) -> None:
         """From one shelf and one state of withdrawals: both are taken once."""
         began = time.monotonic()
         withdrawn, available, categories = self.items.withdrawn, self.items.available, self.items.categories
@@ -191,10 +239,11 @@ class ScoringWorker:
             headers = cloud_event_headers(
                 event_id=slate.request_id, kind="recommendation", source=RECOMMENDATIONS, at_ms=now_ms
             )
-            self._answers.send(work, self._encode(slate), headers)
-            self._unacknowledged.append(slate)
+            await self._answers.send(work, slate, self._encode(slate), headers)
+        ended = time.monotonic()
+        self._waiting.rest(until=ended + RESTS * (ended - began))
         metrics.BATCH_USERS.observe(len(batch))
-        metrics.BATCH_SECONDS.observe(time.monotonic() - began)
+        metrics.BATCH_SECONDS.observe(ended - began)
 
     def _query(self, work: Work) -> Query:
         items, known = self._histories.items_of(work.user_id), self._histories.known(work.user_id)

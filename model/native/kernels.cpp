@@ -52,7 +52,13 @@ void native_best(const BestCall* call) { native::best_of(*call); }
 
 void native_in_order(const OrderCall* call) { native::in_order(*call); }
 
-void native_newest(const NewestCall* call) { native::Newest(*call).find(); }
+void* native_newest_prepare(const NewestWeights* weights) { return new native::Prepared(*weights); }
+
+void native_newest(const void* prepared, const NewestCall* call) {
+    native::Newest(*static_cast<const native::Prepared*>(prepared), *call).find();
+}
+
+void native_newest_forget(void* prepared) { delete static_cast<native::Prepared*>(prepared); }
 
 void native_probe(const ProbeCall* call) { native::probe(*call); }
 

@@ -128,15 +128,22 @@ class OrderCall(ctypes.Structure):
     )
 
 
+class NewestWeights(ctypes.Structure):
+    """`struct NewestWeights` of newest.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("units", "heads", "pre_norm", "blocks", "max_length")),
+        ("scale", ctypes.c_double),
+        *((name, _POINTER) for name in ("items", "places", "weights", "norm_weight", "norm_bias")),
+    )
+
+
 class NewestCall(ctypes.Structure):
     """`struct NewestCall` of newest.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("sequences", "units", "heads", "pre_norm", "threads", "blocks")),
-        ("max_length", ctypes.c_int64),
-        ("scale", ctypes.c_double),
-        *((name, _POINTER) for name in ("lengths", "rows", "items", "places", "weights", "norm_weight", "norm_bias")),
-        ("output", _POINTER),
+        *((name, ctypes.c_int64) for name in ("sequences", "threads")),
+        *((name, _POINTER) for name in ("lengths", "rows", "output")),
     )
 
 
@@ -179,9 +186,11 @@ class Kernels:
         library.native_block_saved.argtypes = [ctypes.c_int64] * 4
         names = [f"{name}_{way}" for name in ("block", "embedding", "norm") for way in ("forward", "backward")]
         names += ["scores_forward", "scores_backward", "merge_rows", "adam_rows", "full_softmax"]
-        for name in (*names, "softmax_gradients", "best", "in_order", "newest", "probe"):
+        for name in (*names, "softmax_gradients", "best", "in_order", "newest_forget", "probe"):
             function = getattr(library, f"native_{name}")
             function.restype, function.argtypes = None, [_POINTER]
+        library.native_newest_prepare.restype, library.native_newest_prepare.argtypes = _POINTER, [_POINTER]
+        library.native_newest.restype, library.native_newest.argtypes = None, [_POINTER, _POINTER]
         library.native_has_short_products.restype = ctypes.c_int64
         library.native_sort_rows.restype, library.native_sort_rows.argtypes = ctypes.c_int64, [_POINTER]
 
@@ -255,9 +264,18 @@ class Kernels:
         """Sorts `keys`, fills the beginning of `scores` and `rows`."""
         self._library.native_in_order(ctypes.byref(call))
 
-    def newest(self, call: NewestCall) -> None:
+    def newest_prepare(self, weights: NewestWeights) -> int:
+        """What `newest` takes; whoever has it gives it to `newest_forget`, once."""
+        prepared: int = self._library.native_newest_prepare(ctypes.byref(weights))
+        return prepared
+
+    def newest(self, prepared: int, call: NewestCall) -> None:
         """Fills `output`, where a sequence is not empty."""
-        self._library.native_newest(ctypes.byref(call))
+        self._library.native_newest(prepared, ctypes.byref(call))
+
+    def newest_forget(self, prepared: int) -> None:
+        """Frees what was prepared."""
+        self._library.native_newest_forget(prepared)
 
     def probe(self, call: ProbeCall) -> None:
         """Fills `keys` and `counts`."""

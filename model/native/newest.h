@@ -1,59 +1,92 @@
 // The hidden state at the newest item of every sequence (`SASRec.encode_last`): the same network as in block.h, for
-// prediction alone. A few sequences at a time go through all blocks without leaving the cache; nothing is kept.
+// prediction alone. A few sequences at a time go through all blocks without leaving the cache; nothing is kept for a
+// gradient. Who serves many times with the same weights has them prepared once: for one user that is half of the time.
 //
 // In the last block only the newest position asks. So keys and values of the others are never made: a query times W_k
 // is multiplied with the positions themselves, and W_v with their weighted mean.
 #pragma once
 
+#include <memory>
+
 #include "block.h"
 
 extern "C" {
-struct NewestCall {
-    int64_t sequences, units, heads, pre_norm, threads, blocks, max_length;
+struct NewestWeights {
+    int64_t units, heads, pre_norm, blocks, max_length;
     double scale;                 // of the items
-    const int64_t* lengths;       // positions of every sequence; the state of an empty one is left as it is
-    const int64_t* rows;          // positions
-    const float* items;           // table rows x D
-    const float* places;          // max_length x D; the newest item of a sequence takes the last
+    const float* items;           // table rows x D; read with every call, never copied
+    const float* places;          // max_length x D, the same; the newest item of a sequence takes the last
     const float* const* weights;  // 9 of every block, in the order of `enum Weight`
     const float* norm_weight;     // after the last block; none where it is null
     const float* norm_bias;
-    float* output;                // sequences x D
+};
+
+struct NewestCall {
+    int64_t sequences, threads;
+    const int64_t* lengths;  // positions of every sequence; the state of an empty one is left as it is
+    const int64_t* rows;     // positions
+    float* output;           // sequences x D
 };
 }
 
 namespace native {
 
+// The weights as the products want them.
+class Prepared {
+  public:
+    explicit Prepared(const NewestWeights& given) : given_(given) {
+        for (long block = 0; block < given.blocks; ++block)
+            blocks_.emplace_back(given.weights + 9 * block, given.units, given.heads);
+        if (given.norm_weight == nullptr) return;
+        for (auto& [room, from] : {std::pair<Room&, const float*>{norm_weight_, given.norm_weight}, {norm_bias_, given.norm_bias}}) {
+            room.assign(static_cast<size_t>(padded(given.units)), 0.0f);
+            std::copy_n(from, given.units, room.begin());
+        }
+    }
+
+    NewestWeights given_;
+    std::vector<BlockWeights> blocks_;
+    Room norm_weight_, norm_bias_;
+};
+
 class Newest {
   public:
-    explicit Newest(const NewestCall& call) : call_(call), units_(call.units), width_(padded(call.units)) {
-        for (long block = 0; block < call.blocks; ++block)
-            blocks_.emplace_back(call.weights + 9 * block, call.units, call.heads);
-        if (call.norm_weight != nullptr)
-            for (auto& [room, from] : {std::pair<Room&, const float*>{norm_weight_, call.norm_weight}, {norm_bias_, call.norm_bias}}) {
-                room.assign(static_cast<size_t>(width_), 0.0f);
-                std::copy_n(from, units_, room.begin());
-            }
+    Newest(const Prepared& prepared, const NewestCall& call)
+        : call_(call), given_(prepared.given_), blocks_(prepared.blocks_), norm_weight_(prepared.norm_weight_),
+          norm_bias_(prepared.norm_bias_), units_(given_.units), width_(padded(units_)), wide_(blocks_[0].wide_) {
         divide();
     }
 
     void find() {
-        in_parallel(static_cast<long>(chunks_.size()), call_.threads, [&] { return Scratch(*this); }, [&](long chunk, Scratch& s) {
-            find(chunks_[static_cast<size_t>(chunk)], s);
+        in_parallel(static_cast<long>(chunks_.size()), call_.threads, [&] { return scratch(); }, [&](long chunk, Scratch* s) {
+            find(chunks_[static_cast<size_t>(chunk)], *s);
         });
     }
 
   private:
     struct Scratch {
-        explicit Scratch(const Newest& of)
-            : attention(of.longest_, of.blocks_[0].head_width_), state(room(of.most_, of.width_)), normed(state.size()),
-              inner(state.size()), change(state.size()), asked(state.size()), turned(state.size()),
-              wide(room(of.most_, 3 * of.blocks_[0].wide_)), attended(room(of.most_, of.blocks_[0].wide_)),
-              sums(static_cast<size_t>(of.longest_)), scores(static_cast<size_t>(padded(of.longest_))) {}
+        Scratch(long most, long longest, long width, long wide, long head_width)
+            : most(most), longest(longest), width(width), wide_width(wide), head_width(head_width),
+              attention(longest, head_width), state(room(most, width)), normed(state.size()), inner(state.size()),
+              change(state.size()), asked(state.size()), turned(state.size()), wide(room(most, 3 * wide)),
+              attended(room(most, wide)), sums(static_cast<size_t>(longest)), scores(static_cast<size_t>(padded(longest))) {}
+        long most, longest, width, wide_width, head_width;
         Attention attention;
         Room state;  // of every position, and after the last block of every sequence
         Room normed, inner, change, asked, turned, wide, attended, sums, scores;
     };
+
+    // A thread keeps what it worked in: for one user, new memory would cost as much as a block.
+    Scratch* scratch() const {
+        thread_local std::unique_ptr<Scratch> kept;
+        const long head_width = blocks_[0].head_width_;
+        const bool is_alike = kept && kept->width == width_ && kept->wide_width == wide_ && kept->head_width == head_width;
+        if (!is_alike || kept->most < most_ || kept->longest < longest_) {
+            const long most = is_alike ? std::max(kept->most, most_) : most_, longest = is_alike ? std::max(kept->longest, longest_) : longest_;
+            kept = std::make_unique<Scratch>(most, longest, width_, wide_, head_width);
+        }
+        return kept.get();
+    }
 
     void divide() {
         long position = 0;
@@ -98,11 +131,11 @@ class Newest {
     }
 
     void embed(const Chunk& chunk, Scratch& s) const {
-        const float scale = static_cast<float>(call_.scale);
+        const float scale = static_cast<float>(given_.scale);
         each(chunk, [&](long, long, long first, long length) {
             for (long at = 0; at < length; ++at) {
-                const float* item = call_.items + call_.rows[chunk.position + first + at] * units_;
-                const float* place = call_.places + (call_.max_length - length + at) * units_;
+                const float* item = given_.items + call_.rows[chunk.position + first + at] * units_;
+                const float* place = given_.places + (given_.max_length - length + at) * units_;
                 float* to = s.state.data() + (first + at) * width_;
                 for (long unit = 0; unit < units_; ++unit) to[unit] = place[unit] + item[unit] * scale;
                 std::fill(to + units_, to + width_, 0.0f);
@@ -111,7 +144,7 @@ class Newest {
     }
 
     const float* read(const BlockWeights& w, long positions, Scratch& s) const {
-        if (call_.pre_norm == 0) return s.state.data();
+        if (given_.pre_norm == 0) return s.state.data();
         normalise(s.state.data(), s.normed.data(), positions, units_, w.norm(kNorm1Weight, kNorm1Bias));
         return s.normed.data();
     }
@@ -190,7 +223,7 @@ class Newest {
 
     // From `state` to `state`.
     void feed_forward(const BlockWeights& w, long rows, Scratch& s) const {
-        const bool pre = call_.pre_norm != 0;
+        const bool pre = given_.pre_norm != 0;
         normalise(s.state.data(), s.normed.data(), rows, units_, pre ? w.norm(kNorm2Weight, kNorm2Bias) : w.norm(kNorm1Weight, kNorm1Bias));
         w.linear(rows, s.normed.data(), w.inner_turned_, s.inner.data());
         w.add_bias_and_clip(rows, s.inner.data());
@@ -207,11 +240,12 @@ class Newest {
     }
 
     const NewestCall& call_;
-    long units_, width_;
+    const NewestWeights& given_;
+    const std::vector<BlockWeights>& blocks_;
+    const Room &norm_weight_, &norm_bias_;
+    long units_, width_, wide_;
     long most_ = 0, longest_ = 0;
-    std::vector<BlockWeights> blocks_;
     std::vector<Chunk> chunks_;
-    Room norm_weight_, norm_bias_;
 };
 
 }  // namespace native

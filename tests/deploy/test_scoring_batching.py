@@ -64,6 +64,24 @@ def test_a_user_waits_for_company_until_the_batch_is_full_or_time_is_up() -> Non
     assert line.seconds_left(10.25) == 0.0
 
 
+def test_who_comes_while_the_worker_rests_waits_for_company_and_who_comes_later_does_not() -> None:
+    line = waiting(click("a", 0), max_wait_seconds=1.0)
+    line.take()
+    line.rest(until=10.0)
+
+    line.add(click("b", 1), now=9.75)
+    assert line.seconds_left(9.75) == 0.25
+    line.take()
+
+    line.add(click("c", 2), now=10.5)
+    assert line.seconds_left(10.5) == 0.0
+    line.take()
+
+    line.rest(until=20.0)
+    line.add(click("d", 3), now=11.0)
+    assert line.seconds_left(11.0) == 1.0
+
+
 def test_a_request_that_waits_for_a_click_is_held_until_it_comes_and_is_not_committed_past() -> None:
     line = waiting(click("a", 5))
     line.hold(request("b", 3), until=2.0)

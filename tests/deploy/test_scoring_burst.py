@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from deploy.scoring import worker as worker_module
+from deploy.scoring.answers import Acknowledged
 from deploy.scoring.batching import Source, Work
 from deploy.scoring.inputs import Done
 from deploy.scoring.worker import ScoringWorker
@@ -50,7 +52,7 @@ class Burst:
         self._next = dict.fromkeys(records, 0)
         self.committed: dict[Source, int] = {}
 
-    def poll(self, *, timeout_seconds: float, limit: int) -> list[tuple[Source, list[Record]]]:
+    async def poll(self, *, timeout_seconds: float, limit: int) -> list[tuple[Source, list[Record]]]:
         arrived = []
         for source, records in self._records.items():
             part = records[self._next[source] : self._next[source] + limit // 2]
@@ -58,10 +60,10 @@ class Burst:
             arrived += [(source, part)] if part else []
         return arrived
 
-    def rebalanced(self) -> None:
+    async def rebalanced(self) -> None:
         return None
 
-    def rebuild(self) -> None:
+    async def rebuild(self) -> None:
         return None
 
     def answer_from(self, source: Source) -> int:
@@ -70,7 +72,7 @@ class Burst:
     def next_offset(self, source: Source) -> int:
         return self._next[source]
 
-    def commit(self, done: Mapping[Source, Done]) -> None:
+    async def commit(self, done: Mapping[Source, Done]) -> None:
         self.committed = {source: one.offset for source, one in done.items()}
 
 
@@ -79,20 +81,28 @@ class Kept:
 
     def __init__(self) -> None:
         self.sent: list[tuple[Work, Recommendation]] = []
-        self._unacknowledged = 0
+        self._stand: list[Acknowledged] = []
+        self.unacknowledged = 0
 
-    def send(self, work: Work, slate: bytes, headers: Any) -> None:  # noqa: ANN401 - never looked at
-        self.sent.append((work, msgspec.json.decode(slate, type=Recommendation)))
-        self._unacknowledged += 1
+    async def send(self, work: Work, slate: Recommendation, raw: bytes, headers: Any) -> None:  # noqa: ANN401 - never looked at
+        assert msgspec.json.decode(raw, type=Recommendation) == slate
+        self.sent.append((work, slate))
+        self._stand.append(Acknowledged(slate, ARRIVED_MS))
 
-    def acknowledged(self) -> list[int]:
-        times_ms, self._unacknowledged = [ARRIVED_MS] * self._unacknowledged, 0
-        return times_ms
+    async def send_refused(self) -> None:
+        """There is none."""
+
+    async def flush(self) -> None:
+        """All is there."""
+
+    def acknowledged(self) -> list[Acknowledged]:
+        stand, self._stand = self._stand, []
+        return stand
 
     def done(self, waiting: Mapping[Source, int], read_to: Callable[[Source], int]) -> dict[Source, Done]:
         return {source: Done(waiting.get(source, read_to(source)), 0) for source in (CLICKED, ASKED)}
 
-    def refuse(self, record: Any, error: Exception) -> None:  # noqa: ANN401 - kafka-python ships no types
+    def refuse(self, record: Any, error: Exception) -> None:  # noqa: ANN401 - Kafka's clients ship no types
         raise AssertionError(f"{record}: {error}")
 
 
@@ -128,13 +138,17 @@ def answered(
     settings = Settings(state=StateSettings(directory=tmp_path / "state"), scoring=scoring)
     kept, burst = Kept(), Burst({CLICKED: list(clicks()), ASKED: list(pages())})
     fakes: tuple[Any, Any] = (kept, burst)
-    worker = ScoringWorker(settings, fakes[0])
-    worker.models.run(None)  # type: ignore[arg-type]  # a given checkpoint follows nothing
     waited: list[int] = []
-    while not waited or waited[-1] or burst.next_offset(CLICKED) < USERS * CLICKS_PER_USER:
-        worker.turn(fakes[1])
-        waited.append(len(worker._waiting))
-    worker.commit(fakes[1])
+
+    async def answer_all() -> None:
+        worker = ScoringWorker(settings, fakes[0])
+        worker.models.run(None)  # type: ignore[arg-type]  # a given checkpoint follows nothing
+        while not waited or waited[-1] or burst.next_offset(CLICKED) < USERS * CLICKS_PER_USER:
+            await worker.turn(fakes[1])
+            waited.append(len(worker._waiting))
+        await worker.finish(fakes[1])
+
+    asyncio.run(answer_all())
     return kept, burst, waited
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hashlib
@@ -610,21 +611,50 @@ def test_two_workers_share_the_users_and_one_takes_over_all(
     assert set(Counter(slate.request_id for slate in world.slates()).values()) == {1}
 
 
-def test_a_worker_that_waits_for_an_assignment_in_vain_joins_again(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+async def test_a_worker_that_waits_for_an_assignment_in_vain_joins_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deploy.scoring.inputs.SETTLE_SECONDS", 0.5)
-    with contextlib.closing(Inputs(settings.kafka)) as inputs:
-
-        def settled() -> bool:
-            inputs.poll(timeout_seconds=0.1, limit=1)
-            return inputs.rebalanced() is not None
-
-        wait_until(settled)
+    inputs = Inputs(settings.kafka)
+    await inputs.start()
+    try:
+        await settled(inputs)
         inputs.moving = True
 
-        wait_until(settled)
+        await settled(inputs)
         assert not inputs.moving
+    finally:
+        await inputs.close()
+
+
+async def test_the_group_waits_for_what_was_sent_before_partitions_move(settings: Settings) -> None:
+    waits = 0
+
+    async def wait() -> None:
+        nonlocal waits
+        waits += 1
+        assert first.moving
+
+    async with contextlib.AsyncExitStack() as stack:
+        first = Inputs(settings.kafka, before_moving=wait)
+        stack.push_async_callback(first.close)
+        await first.start()
+        await settled(first)
+        at_first = waits
+        second = Inputs(settings.kafka)
+        stack.push_async_callback(second.close)
+        await second.start()
+
+        await asyncio.gather(settled(first), settled(second))
+
+    assert waits > at_first
+
+
+async def settled(inputs: Inputs) -> None:
+    """Returns when the group has settled; a test that waits in vain ends by its own time limit."""
+    async with asyncio.timeout(30):
+        while await inputs.rebalanced() is None:
+            await inputs.poll(timeout_seconds=0.1, limit=1)
 
 
 def read_all(kafka: KafkaSettings, name: str) -> list[Any]:
