@@ -62,6 +62,7 @@ BATCH = 64
 SETTINGS = TrainerSettings(
     min_batch=BATCH,
     max_batch=BATCH,
+    catch_up_batch=BATCH,
     max_wait_seconds=60.0,
     publish_seconds=0.02,
     full_seconds=0.06,

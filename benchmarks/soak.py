@@ -2,8 +2,10 @@
 
     .venv/bin/python -m benchmarks.soak [--items N] [--users N] [--seconds S] [--quick]
 
-The table of items is filled to its bound first. Then clicks come of users drawn alike, a part of them on items that
-nobody has seen before, so that others are evicted all the time; what is clicked is mostly young. The resident memory of
+The table of items is filled to its bound first, then what else fills up slowly: the replay reservoir, with as many
+users as it holds, and the item-to-item baseline, with a follower of every item. Then clicks come of users drawn alike,
+a part of them on items that nobody has seen before, so that others are evicted all the time; what is clicked is mostly
+young. The resident memory of
 the process is read as it goes: its middle over the last third of the run is held against that over the second third.
 The users' histories are the benchmark's own; they are there before the first reading. Now and then a whole checkpoint
 is written, as the trainer does, and the last one is read back.
@@ -16,6 +18,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +29,8 @@ import torch
 from benchmarks.common import Baseline, Goal, Row, arguments, explained, report, row
 from model.settings import ModelSettings
 from stream.examples import ClickExample, ExampleId
+from trainer.baselines import Events
+from trainer.batch import Stretch
 from trainer.cut import Cut
 from trainer.learner import Learner
 from trainer.publish import write
@@ -69,11 +74,24 @@ class World:
             self.clicks += 1
         return made
 
+    def histories(self, users: int) -> Iterator[tuple[str, Stretch]]:
+        """Users and what they clicked so far."""
+        for user, history_T in enumerate(self._history_UT[:users].tolist()):
+            yield f"user-{user}", Stretch(tuple(f"item-{number}" for number in history_T), (1.0,) * CONTEXT)
+
+    def steps(self, count: int) -> Iterator[tuple[str, str]]:
+        """So many items, the oldest first, each with one that was clicked after it."""
+        for number in range(count):
+            yield f"item-{number}", f"item-{self._next_old()}"
+
+    def _next_old(self) -> int:
+        return self.newest - 1 - int(self._items * self._rng.random() ** YOUTH)
+
     def _next_item(self) -> int:
         if self._rng.random() < NEW_SHARE:
             self.newest += 1
             return self.newest - 1
-        return self.newest - 1 - int(self._items * self._rng.random() ** YOUTH)
+        return self._next_old()
 
 
 class Reading(NamedTuple):
@@ -89,6 +107,8 @@ class Soaked(NamedTuple):
     items: int
     empty_mib: float
     full_mib: float
+    warm_mib: float
+    """With reservoir and baseline filled as well."""
     readings: list[Reading]
     cpu_seconds: float
     evicted: int
@@ -107,7 +127,9 @@ def soak(*, items: int, users: int, seconds: float, folder: Path) -> Soaked:
     empty = _resident()
     learner = Learner(ModelSettings(), TrainerSettings(max_items=items))
     learner.admit(f"item-{number}" for number in range(items))
-    full, began, cpu_began = _resident(), time.monotonic(), time.process_time()
+    full = _resident()
+    fill(learner, world)
+    warm, began, cpu_began = _resident(), time.monotonic(), time.process_time()
     readings, writings = list[Reading](), list[tuple[int, float]]()
     cpu_writing = 0.0
     while (passed := time.monotonic() - began) < seconds:
@@ -125,6 +147,7 @@ def soak(*, items: int, users: int, seconds: float, folder: Path) -> Soaked:
         items=items,
         empty_mib=empty,
         full_mib=full,
+        warm_mib=warm,
         readings=readings,
         cpu_seconds=cpu_seconds,
         evicted=evicted,
@@ -134,6 +157,14 @@ def soak(*, items: int, users: int, seconds: float, folder: Path) -> Soaked:
         resumed=resumed.learner.catalogue.same_as(learner.catalogue),
         peak_mib=_peak(),
     )
+
+
+def fill(learner: Learner, world: World) -> None:
+    """What would fill up over days: sequences to replay, and what follows each item."""
+    users, stretches = zip(*world.histories(learner.replay.max_users), strict=True)
+    learner.remember(users, stretches)
+    last, after = (learner.catalogue.rows_of(items) for items in zip(*world.steps(world.newest), strict=True))
+    learner.prequential.learn(Events(last[:, None], after), at_ms_N=np.full(len(last), START_MS))
 
 
 def _warm_up() -> None:
@@ -183,6 +214,7 @@ def rows_of(found: Soaked) -> list[Row]:
         row("items evicted", found.evicted, unit=""),
         row("memory of a full table, per million items", (found.full_mib - found.empty_mib) * million, unit="MiB"),
         row("of it embeddings and moments", found.table_bytes / MIB * million, unit="MiB"),
+        row("replay reservoir and item-to-item baseline, filled", found.warm_mib - found.full_mib, unit="MiB"),
         row(
             "resident, last third of the run",
             late,

@@ -6,7 +6,6 @@ and is forgotten. Backward only multiplies. Shapes: P positions, C positions of 
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -46,12 +45,13 @@ class FullSoftmax(torch.autograd.Function):
         size, kind = over
         gradients = Gradients(torch.empty_like(hidden_PD), torch.zeros_like(item_RD))
         items = slice(PADDING + 1, size)
-        learn = native_full_softmax if softens_natively(item_RD[items], kind) else functools.partial(_learn, kind=kind)
+        learn = native_full_softmax if softens_natively(item_RD[items], kind) else _learn
         total = learn(
             hidden_PD,
             item_RD[items],
             target_P=target_P - items.start,
             weight_P=weight_P,
+            kind=kind,
             to=Gradients(gradients.hidden_PD, gradients.item[items]),
         )
         ctx.save_for_backward(*gradients)

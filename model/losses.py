@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from model.catalogue import PADDING
 from model.full_softmax import full_cross_entropy
+from model.native.drawn import Cost, Drawn, Wanted, draws_natively, native_drawn_softmax, native_drawn_softplus
 from model.native.rows import learns_natively
 from model.native.scores import native_scores
 
@@ -50,12 +51,19 @@ Loss = Callable[[Positions], Float[Tensor, ""]]
 
 def bpr(positions: Positions) -> Float[Tensor, ""]:
     """`l = mean_j -ln sigmoid(s_i - s_j)` over the negatives j of a position (Rendle et al. 2009, BPR-Opt)."""
+    if (row_K := _shared(positions)) is not None:
+        target_P = _target_scores(positions)
+        return _softplus(positions, row_K, level_P=target_P, cost=Cost.MEAN)
     target_P, negative_PK, valid_PK = _scores(positions)
     return _weighted(_masked_mean(functional.softplus(negative_PK - target_P[:, None]), valid_PK), positions)
 
 
 def bce(positions: Positions) -> Float[Tensor, ""]:
     """`l = -ln sigmoid(s_i) + mean_j -ln(1 - sigmoid(s_j))` (Kang & McAuley 2018, eq. 7, there with one negative)."""
+    if (row_K := _shared(positions)) is not None:
+        target_P = _target_scores(positions)
+        against = _softplus(positions, row_K, level_P=torch.zeros_like(target_P), cost=Cost.MEAN)
+        return _weighted(functional.softplus(-target_P), positions) + against
     target_P, negative_PK, valid_PK = _scores(positions)
     negative_P = _masked_mean(functional.softplus(negative_PK), valid_PK)
     return _weighted(functional.softplus(-target_P) + negative_P, positions)
@@ -71,11 +79,15 @@ def gbce(positions: Positions, *, calibration: float = GBCE_CALIBRATION) -> Floa
     score must first fall so far, which rows of the item table do together, along one direction, and what tells them
     apart drowns in it. No rank depends on the constant. With K = 1 and t = 0 it is zero.
     """
-    target_P, negative_PK, valid_PK = _scores(positions)
-    count = negative_PK.shape[1]
+    count = _negative(positions).shape[-1]
     rate = min(1.0, count / max(1, positions.size - 2))
     beta = rate * (calibration * (1.0 - 1.0 / rate) + 1.0 / rate)
     start = math.log(beta / count)
+    if (row_K := _shared(positions)) is not None:
+        target_P = _target_scores(positions)
+        against = _softplus(positions, row_K, level_P=torch.full_like(target_P, -start), cost=Cost.SUM)
+        return (_weighted(beta * functional.softplus(-(target_P + start)), positions) + against) / (count + 1)
+    target_P, negative_PK, valid_PK = _scores(positions)
     negative_P = torch.where(valid_PK, functional.softplus(negative_PK + start), 0.0).sum(dim=1)
     return _weighted((beta * functional.softplus(-(target_P + start)) + negative_P) / (count + 1), positions)
 
@@ -86,6 +98,8 @@ def sampled_softmax(positions: Positions) -> Float[Tensor, ""]:
     q is the chance with which a negative is drawn; without `log_q_R` it is uniform over the items. K counts the
     negatives that are not masked.
     """
+    if (row_K := _shared(positions)) is not None:
+        return _sampled_softmax_natively(positions, row_K)
     target_P, negative_PK, valid_PK = _scores(positions)
     log_expected_PK = valid_PK.sum(dim=1, keepdim=True).clamp(min=1).log() + _log_q(positions)
     corrected_PK = torch.where(valid_PK, negative_PK - log_expected_PK, -torch.inf)
@@ -130,11 +144,48 @@ def in_slate_pairs(
     return torch.where(counted_SKK, pair_SKK, 0.0).sum() / score_SK.shape[0]
 
 
+def _negative(positions: Positions) -> Int[Tensor, "P K"] | Int[Tensor, " K"]:
+    if positions.negative is None:
+        raise ValueError("this loss needs negatives; draw some, or choose cross_entropy")
+    return positions.negative
+
+
+def _shared(positions: Positions) -> Int[Tensor, " K"] | None:
+    """The negatives that all positions share, where the kernel can do them."""
+    negative = _negative(positions)
+    return negative if negative.ndim == 1 and draws_natively(positions.item_RD, negative) else None
+
+
+def _target_scores(positions: Positions) -> Float[Tensor, " P"]:
+    return _chosen(positions.hidden_PD, positions.item_RD, positions.target_P[:, None])[:, 0]
+
+
+def _softplus(
+    positions: Positions, row_K: Int[Tensor, " K"], *, level_P: Float[Tensor, " P"], cost: Cost
+) -> Float[Tensor, ""]:
+    """`sum_p w_p softplus(s_j - level_p) / P`, summed over the shared negatives j or their mean."""
+    wanted = Wanted(positions.target_P, positions.weight_P)
+    total = native_drawn_softplus(
+        positions.hidden_PD, positions.item_RD, level_P, wanted=wanted, drawn=Drawn(row_K, cost=cost)
+    )
+    return total / max(1, len(level_P))
+
+
+def _sampled_softmax_natively(positions: Positions, row_K: Int[Tensor, " K"]) -> Float[Tensor, ""]:
+    score_P = _target_scores(positions)
+    total = native_drawn_softmax(
+        positions.hidden_PD,
+        positions.item_RD,
+        score_P,
+        wanted=Wanted(positions.target_P, positions.weight_P),
+        drawn=Drawn(row_K, _log_q(positions).expand(len(row_K))),
+    )
+    return total / max(1, len(score_P))
+
+
 def _scores(positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
     """target_P, negative_PK and which of the negatives count."""
-    negative = positions.negative
-    if negative is None:
-        raise ValueError("this loss needs negatives; draw some, or choose cross_entropy")
+    negative = _negative(positions)
     is_shared = negative.ndim == 1
     choice_PC = positions.target_P[:, None]
     if not is_shared:

@@ -55,25 +55,27 @@ def coalesce(clicks: Sequence[ClickExample], *, max_length: int, min_context: in
 
 def runs(clicks: Sequence[ClickExample]) -> list[Chain]:
     """Every click once, those of one user that continue one another as one chain, however long."""
-    chains: list[Chain] = []
+    items: list[list[str]] = []
+    examples: list[list[int]] = []
     newest: dict[str, int] = {}
     for index, click in enumerate(clicks):
-        position = newest.get(click.user_id)
-        if position is not None and _continues(click, clicks[chains[position].examples[-1]]):
-            items, examples = chains[position]
-            chains[position] = Chain((*items, click.item_id), (*examples, index))
+        chain = newest.get(click.user_id)
+        if chain is not None and _continues(click, clicks[examples[chain][-1]]):
+            items[chain].append(click.item_id)
+            examples[chain].append(index)
         else:
-            newest[click.user_id] = len(chains)
-            chains.append(Chain((*click.context, click.item_id), (index,)))
-    return chains
+            newest[click.user_id] = len(items)
+            items.append([*click.context, click.item_id])
+            examples.append([index])
+    return [Chain(tuple(some), tuple(places)) for some, places in zip(items, examples, strict=True)]
 
 
 def _continues(click: ClickExample, before: ClickExample) -> bool:
     """Whether the context is the one before, plus its click, perhaps without the oldest item."""
-    grown = len(click.context) - len(before.context)
-    if grown == 1:
-        return click.context == (*before.context, before.item_id)
-    return grown == 0 and click.context == (*before.context[1:], before.item_id)
+    if not click.context or click.context[-1] != before.item_id:
+        return False
+    dropped = 1 + len(before.context) - len(click.context)
+    return dropped in (0, 1) and click.context[:-1] == before.context[dropped:]
 
 
 def cut(chain: Chain, *, max_length: int, min_context: int) -> Iterator[Chain]:

@@ -51,6 +51,8 @@ from trainer.workplace import Workplace, digest_of
 
 FAR_BEHIND_BATCHES = 10
 """Lag, in full micro-batches, from which on catching up is worth a line in the log."""
+CATCH_UP_PART = 4
+"""Of what waits, one part in so many is learnt at once, within `max_batch` and `catch_up_batch`."""
 SHOW_SECONDS = 2.0
 """Between looks at how well clicks were foreseen, for the metrics."""
 GOOD_WHILE_BATCHES = 200
@@ -136,6 +138,7 @@ class TrainerLoop:
         self._batches_since_rollback = 0
         self._shown_batches, self._shown_at = 0, 0.0
         self._is_behind = False
+        self._lag = 0
 
     def start(self, newest: Announced) -> None:
         """Resumes the announced lineage from its newest whole checkpoint, or begins a new one at the first example."""
@@ -153,7 +156,7 @@ class TrainerLoop:
         """Polls, learns what came, and publishes when it is time."""
         settings = self._place.trainer
         # 1.
-        patience = Patience(settings.min_batch, settings.max_batch, settings.max_wait_seconds)
+        patience = Patience(settings.min_batch, self._most(), settings.max_wait_seconds)
         read = self._reader.gather(patience, stop=stop)
         if self._adopted(read.announcements):
             return
@@ -168,6 +171,11 @@ class TrainerLoop:
         self._tell_published()
         if self._publisher.is_due(examples_trained=self.learner.examples_trained):
             self.publish_if_learnt()
+
+    def _most(self) -> int:
+        """Examples of the next micro-batch at most: more when many wait, for larger ones cost less for each."""
+        settings = self._place.trainer
+        return max(settings.max_batch, min(settings.catch_up_batch, self._lag // CATCH_UP_PART))
 
     def publish_if_learnt(self) -> None:
         """Publishes the cut behind the last micro-batch, unless nothing was learnt since or the loss spikes."""
@@ -220,11 +228,12 @@ class TrainerLoop:
 
     def _tell_lag(self, lag: int) -> None:
         """Once when it is far behind, and once when it no longer is."""
+        self._lag = lag
         metrics.EXAMPLES_WAITING.set(lag)
         full = self._place.trainer.max_batch
         if not self._is_behind and lag > FAR_BEHIND_BATCHES * full:
             self._is_behind = True
-            _log.info("catching up at full micro-batches", lag=lag, micro_batch=full)
+            _log.info("catching up at full micro-batches", lag=lag, micro_batch=self._most())
         elif self._is_behind and lag < full:
             self._is_behind = False
             _log.info("caught up", lag=lag)

@@ -40,7 +40,8 @@ class FullSoftmax {
     explicit FullSoftmax(const FullSoftmaxCall& call)
         : call_(call), pairs_((call.units + 1) / 2), width_(rounded(call.units, kHalf)), items_(rounded(call.items, kAcross)),
           by_unit_(pairs_ * items_), by_item_(items_ / 2 * width_), hidden_(kPiece * pairs_), shares_(kPiece / 2 * width_),
-          powers_(items_ * kStride) {
+          powers_(items_ * kStride), scratch_(std::max<size_t>(1, static_cast<size_t>(call.threads))) {
+        for (Scratch& one : scratch_) one = {Room(kTogether * items_), std::vector<Pair>(kTogether / 2 * items_)};
         pack_items();
     }
 
@@ -48,9 +49,9 @@ class FullSoftmax {
         for (long start = 0; start < call_.positions; start += kPiece) {
             const long count = std::min<long>(kPiece, call_.positions - start);
             pack_hidden(start, count);
-            const auto scratch = [&] { return Scratch{Room(kTogether * items_), std::vector<Pair>(kTogether / 2 * items_)}; };
-            in_parallel(kPiece / kTogether, call_.threads, scratch, [&](long part, Scratch& s) {
-                if (part * kTogether < count) learn_some(start, part * kTogether, std::min(kTogether, count - part * kTogether), s);
+            std::atomic<size_t> taken{0};
+            in_parallel(kPiece / kTogether, call_.threads, [&] { return &scratch_[taken++]; }, [&](long part, Scratch* s) {
+                if (part * kTogether < count) learn_some(start, part * kTogether, std::min(kTogether, count - part * kTogether), *s);
                 else forget(part * kTogether);
             });
             pack_shares(start, count);
@@ -77,14 +78,6 @@ class FullSoftmax {
     };
 
     static long rounded(long count, long to) { return (count + to - 1) / to * to; }
-
-    static uint32_t narrowed(float value) {
-        Short to;
-        narrow(&value, &to, 1);
-        return to.bits;
-    }
-
-    static Pair pair(float first, float second) { return narrowed(first) | narrowed(second) << 16; }
 
     // sums[row][vector] += pairs of `left[row]` times those of `right`, over `inner` pairs; a half vector at the end or none.
     template <int Vectors, int Halves>
@@ -141,40 +134,57 @@ class FullSoftmax {
         }
     }
 
+    // Up to sixteen floats as bfloat16; zero where there are fewer.
+    static __m256i narrowed(const float* from, long count, __m512 factor) {
+        const __mmask16 there = count < kLine ? static_cast<__mmask16>((1u << std::max(0L, count)) - 1u) : __mmask16{0xFFFF};
+        return (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_maskz_loadu_ps(there, from), factor));
+    }
+
+    // Two rows of `units` floats, each times its factor, as one row of pairs; zero behind the units.
+    void pair_rows(const float* first, const float* second, float first_factor, float second_factor, Pair* to) const {
+        const __m512 one = _mm512_set1_ps(first_factor), two = _mm512_set1_ps(second_factor);
+        for (long unit = 0; unit < width_; unit += kLine) {
+            const long count = call_.units - unit;
+            const __m512i pairs = set_above(narrowed(first ? first + unit : first, first ? count : 0, one),
+                                            narrowed(second ? second + unit : second, second ? count : 0, two));
+            if (width_ - unit >= kLine) _mm512_storeu_si512(to + unit, pairs);
+            else _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + unit), _mm512_castsi512_si256(pairs));
+        }
+    }
+
+    // A row of units as pairs of units; `to` has room for whole lines.
+    void pair_units(const float* from, Pair* to) const {
+        for (long unit = 0; unit < call_.units; unit += kLine)
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + unit / 2), narrowed(from + unit, call_.units - unit, _mm512_set1_ps(1.0f)));
+    }
+
     // Pairs of units side by side for the scores, pairs of items for the hidden states' gradient; zero where there is none.
     void pack_items() {
-        const long units = call_.units;
-        const auto at = [&](long item, long unit) {
-            return item < call_.items && unit < units ? call_.table[item * units + unit] : 0.0f;
-        };
-        for (long item = 0; item < items_; ++item)
+        const auto row = [&](long item) { return item < call_.items ? call_.table + item * call_.units : nullptr; };
+        Pair pairs[kMostUnits / 2 + kLine];
+        for (long item = 0; item < call_.items; ++item) {
+            pair_units(row(item), pairs);
             for (long k = 0; k < pairs_; ++k)
-                by_unit_[static_cast<size_t>((item / kAcross * pairs_ + k) * kAcross + item % kAcross)] =
-                    pair(at(item, 2 * k), at(item, 2 * k + 1));
+                by_unit_[static_cast<size_t>((item / kAcross * pairs_ + k) * kAcross + item % kAcross)] = pairs[k];
+        }
         for (long two = 0; two < items_ / 2; ++two)
-            for (long unit = 0; unit < width_; ++unit)
-                by_item_[static_cast<size_t>(two * width_ + unit)] = pair(at(2 * two, unit), at(2 * two + 1, unit));
+            pair_rows(row(2 * two), row(2 * two + 1), 1.0f, 1.0f, by_item_.data() + two * width_);
     }
 
     void pack_hidden(long start, long count) {
-        const long units = call_.units;
-        std::fill(hidden_.begin(), hidden_.end(), 0);
+        Pair pairs[kMostUnits / 2 + kLine];
         for (long row = 0; row < count; ++row) {
-            const float* from = call_.hidden + (start + row) * units;
-            for (long k = 0; k < pairs_; ++k)
-                hidden_[static_cast<size_t>(row * pairs_ + k)] = pair(from[2 * k], 2 * k + 1 < units ? from[2 * k + 1] : 0.0f);
+            pair_units(call_.hidden + (start + row) * call_.units, pairs);
+            std::copy_n(pairs, pairs_, hidden_.data() + row * pairs_);
         }
+        std::fill(hidden_.begin() + count * pairs_, hidden_.end(), 0);
     }
 
     // Hidden states times what makes powers probabilities, in pairs of positions.
     void pack_shares(long start, long count) {
-        const long units = call_.units;
-        const auto at = [&](long row, long unit) {
-            return row < count && unit < units ? call_.hidden[(start + row) * units + unit] * share_[row] : 0.0f;
-        };
+        const auto row = [&](long at) { return at < count ? call_.hidden + (start + at) * call_.units : nullptr; };
         for (long two = 0; two < kPiece / 2; ++two)
-            for (long unit = 0; unit < width_; ++unit)
-                shares_[static_cast<size_t>(two * width_ + unit)] = pair(at(2 * two, unit), at(2 * two + 1, unit));
+            pair_rows(row(2 * two), row(2 * two + 1), share_[2 * two], share_[2 * two + 1], shares_.data() + two * width_);
     }
 
     void learn_some(long start, long first, long count, Scratch& s) {
@@ -293,6 +303,7 @@ class FullSoftmax {
     const FullSoftmaxCall& call_;
     long pairs_, width_, items_;
     std::vector<Pair> by_unit_, by_item_, hidden_, shares_, powers_;
+    std::vector<Scratch> scratch_;  // of each thread: memory that is given back is paid for again, page by page
     float share_[kPiece];
 };
 

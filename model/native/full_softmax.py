@@ -1,4 +1,4 @@
-"""Cross-entropy over all items by one kernel, where the processor multiplies bfloat16 by itself.
+"""Cross-entropy over all items by one kernel: with products of float32, or of bfloat16 where the processor has them.
 
 Shapes: P positions, N items, D units, R rows of the item table.
 """
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from model.native.functions import WIDEST, kernels
-from model.native.library import FullSoftmaxCall, address
+from model.native.library import FullSoftmaxCall, ManySoftmaxCall, address
 
 MOST_ITEMS = 1 << 17
 """The kernel keeps half a kilobyte for each item: with so many 64 MiB."""
@@ -29,8 +29,9 @@ def softens_natively(item_RD: Float[Tensor, "R D"], kind: torch.dtype) -> bool:
     """Whether the kernel can do these items with products of this kind."""
     found = kernels()
     is_fitting = item_RD.device.type == "cpu" and item_RD.dtype == torch.float32 and item_RD.shape[1] <= WIDEST
-    is_wanted = kind == torch.bfloat16 and 1 < len(item_RD) <= MOST_ITEMS and item_RD.is_contiguous()
-    return is_fitting and is_wanted and found is not None and found.has_short_products
+    if found is None or not (is_fitting and item_RD.is_contiguous() and 1 < len(item_RD) <= MOST_ITEMS):
+        return False
+    return kind == torch.float32 or (kind == torch.bfloat16 and found.has_short_products)
 
 
 def native_full_softmax(
@@ -39,6 +40,7 @@ def native_full_softmax(
     *,
     target_P: Int[Tensor, " P"],
     weight_P: Float[Tensor, " P"],
+    kind: torch.dtype,
     to: Gradients,
 ) -> Float[Tensor, ""]:
     """The weighted sum of the cross-entropies of targets among the items; its gradients go to `to`."""
@@ -46,19 +48,21 @@ def native_full_softmax(
     loss_P = torch.empty_like(weight_P)
     found = kernels()
     assert found is not None, "ask `softens_natively` first"
-    found.full_softmax(
-        FullSoftmaxCall(
-            positions=len(hidden_PD),
-            items=len(item_ND),
-            units=item_ND.shape[1],
-            threads=torch.get_num_threads(),
-            hidden=address(hidden_PD),
-            table=address(item_ND),
-            targets=address(target_P),
-            weights=address(weight_P),
-            losses=address(loss_P),
-            hidden_gradient=address(to.hidden_PD),
-            item_gradient=address(to.item),
-        )
-    )
+    common = {
+        "positions": len(hidden_PD),
+        "items": len(item_ND),
+        "units": item_ND.shape[1],
+        "threads": torch.get_num_threads(),
+        "hidden": address(hidden_PD),
+        "table": address(item_ND),
+        "targets": address(target_P),
+        "weights": address(weight_P),
+        "losses": address(loss_P),
+        "hidden_gradient": address(to.hidden_PD),
+        "item_gradient": address(to.item),
+    }
+    if kind == torch.bfloat16:
+        found.full_softmax(FullSoftmaxCall(**common))
+    else:
+        found.many_softmax(ManySoftmaxCall(**common))
     return torch.dot(loss_P, weight_P)

@@ -6,6 +6,7 @@
 #include "embedding.h"
 #include "full_softmax.h"
 #include "last_norm.h"
+#include "many_softmax.h"
 #include "newest.h"
 #include "probe.h"
 #include "rows.h"
@@ -37,6 +38,8 @@ void native_softmax_gradients(const SoftmaxCall* call) { native::softmax_gradien
 int64_t native_has_short_products() { return HAS_SHORT_PRODUCTS; }
 
 void native_full_softmax(const FullSoftmaxCall* call) { native::full_softmax(*call); }
+
+void native_many_softmax(const ManySoftmaxCall* call) { native::many_softmax(*call); }
 
 int64_t native_sort_rows(const SortCall* call) { return native::sort_rows(*call); }
 

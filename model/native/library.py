@@ -72,6 +72,16 @@ class FullSoftmaxCall(ctypes.Structure):
     )
 
 
+class ManySoftmaxCall(ctypes.Structure):
+    """`struct ManySoftmaxCall` of many_softmax.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("positions", "items", "units", "threads", "cost")),
+        *((name, _POINTER) for name in ("hidden", "table", "targets", "weights", "rows", "discounts", "levels")),
+        *((name, _POINTER) for name in ("losses", "hidden_gradient", "item_gradient", "level_gradient")),
+    )
+
+
 class SortCall(ctypes.Structure):
     """`struct SortCall` of rows.h."""
 
@@ -185,7 +195,7 @@ class Kernels:
         library.native_block_saved.restype = ctypes.c_int64
         library.native_block_saved.argtypes = [ctypes.c_int64] * 4
         names = [f"{name}_{way}" for name in ("block", "embedding", "norm") for way in ("forward", "backward")]
-        names += ["scores_forward", "scores_backward", "merge_rows", "adam_rows", "full_softmax"]
+        names += ["scores_forward", "scores_backward", "merge_rows", "adam_rows", "full_softmax", "many_softmax"]
         for name in (*names, "softmax_gradients", "best", "in_order", "newest_forget", "probe"):
             function = getattr(library, f"native_{name}")
             function.restype, function.argtypes = None, [_POINTER]
@@ -234,6 +244,10 @@ class Kernels:
     def full_softmax(self, call: FullSoftmaxCall) -> None:
         """Fills `losses` and `hidden_gradient`, adds to `item_gradient`."""
         self._library.native_full_softmax(ctypes.byref(call))
+
+    def many_softmax(self, call: ManySoftmaxCall) -> None:
+        """Fills `losses`, `hidden_gradient` and `level_gradient`, adds to `item_gradient`."""
+        self._library.native_many_softmax(ctypes.byref(call))
 
     def sort_rows(self, call: SortCall) -> int:
         """Fills `order`, `unique` and `starts`; says how many rows there are."""

@@ -14,7 +14,13 @@ from trainer.settings import TrainerSettings
 
 MODEL = ModelSettings(max_length=8, units=16, blocks=1)
 TRAINER = TrainerSettings(
-    negatives=16, min_batch=8, max_batch=64, max_wait_seconds=0.05, publish_seconds=0.05, full_seconds=0.2
+    negatives=16,
+    min_batch=8,
+    max_batch=64,
+    catch_up_batch=64,
+    max_wait_seconds=0.05,
+    publish_seconds=0.05,
+    full_seconds=0.2,
 )
 
 

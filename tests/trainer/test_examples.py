@@ -108,6 +108,22 @@ def test_far_behind_it_learns_full_micro_batches_and_says_when_it_begins_and_end
     assert trained / steps > 0.75 * full
 
 
+def test_the_more_examples_wait_the_more_are_learnt_at_once(
+    kafka: KafkaSettings, tmp_path: Path, wait_until: Wait
+) -> None:
+    send(kafka, clicks(960, partitions=2))
+    trained, steps = value("sasrec_examples_trained_total"), value("sasrec_micro_batch_examples_count")
+    small, bounded = batches_up_to(16), batches_up_to(64)
+
+    with learning(kafka, tmp_path, min_batch=4, max_batch=16, catch_up_batch=64):
+        wait_until(lambda: value("sasrec_examples_trained_total") == trained + 960)
+
+    steps = value("sasrec_micro_batch_examples_count") - steps
+    assert steps < 960 / 32
+    assert batches_up_to(16) > small
+    assert batches_up_to(64) - bounded == steps
+
+
 def test_idle_it_takes_no_step_publishes_nothing_and_only_waits_for_a_fetch(
     kafka: KafkaSettings, tmp_path: Path, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +160,11 @@ def done() -> dict[str, float]:
         "deltas": value("sasrec_versions_published_total", kind="delta"),
         "full": value("sasrec_versions_published_total", kind="full"),
     }
+
+
+def batches_up_to(size: int) -> float:
+    """Micro-batches of at most so many examples."""
+    return value("sasrec_micro_batch_examples_bucket", le=f"{size}.0")
 
 
 def value(name: str, **labels: str) -> float:
