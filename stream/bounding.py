@@ -7,8 +7,10 @@ sequence. What an event goes on from depends on it, so it is kept after every si
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from stream.draft import Arrival, Draft
-from stream.join import Folded
+from stream.examples import Example
 from stream.sequences import UserState, encode_state
 from stream.settings import StreamSettings
 
@@ -19,6 +21,14 @@ GROWTH = 512
 BYTES_PER_CHARACTER = 4
 
 
+class Bounded(NamedTuple):
+    """A state that is small enough, and the examples of what it had to let go of."""
+
+    state: UserState
+    examples: list[Example]
+    row_bytes: int
+
+
 class Sizes:
     """How many bytes the states of a batch may have at most, told without encoding them."""
 
@@ -27,7 +37,7 @@ class Sizes:
         self._at_most: dict[bytes, int] = {}
 
     def met(self, key: bytes, state: UserState | None, *, row_bytes: int) -> None:
-        """A user's state as it was read."""
+        """A user's state as it is read or written, in so many bytes."""
         self._at_most[key] = 0 if state is None else row_bytes + _unpacked_bytes(state)
 
     def may_exceed(self, key: bytes, state: UserState, *, event_bytes: int) -> bool:
@@ -42,14 +52,16 @@ class Sizes:
         return self._at_most[key]
 
 
-def bounded(state: UserState, user_id: str, arrival: Arrival, settings: StreamSettings, *, ordinal: int) -> Folded:
+def bounded(state: UserState, user_id: str, arrival: Arrival, settings: StreamSettings, *, ordinal: int) -> Bounded:
     """The state without its oldest, as far as it is too large; `ordinal` is that of the event's next example."""
-    if len(encode_state(state)) <= settings.max_state_bytes:
-        return Folded(state, (), "applied")
+    row_bytes = len(encode_state(state))
+    if row_bytes <= settings.max_state_bytes:
+        return Bounded(state, [], row_bytes)
     draft = Draft(state, user_id, arrival, settings, ordinal=ordinal)
-    while len(encode_state(state)) > settings.max_state_bytes and draft.drop_oldest():
+    while row_bytes > settings.max_state_bytes and draft.drop_oldest():
         state = draft.finish()
-    return Folded(state, tuple(draft.examples), "applied")
+        row_bytes = len(encode_state(state))
+    return Bounded(state, draft.examples, row_bytes)
 
 
 def _unpacked_bytes(state: UserState) -> int:

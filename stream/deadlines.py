@@ -34,7 +34,7 @@ class DeadlineChanges(NamedTuple):
     @property
     def earliest_ms(self) -> int:
         """The earliest of those that come."""
-        return min((due_ms for due_ms, _ in self.come), default=NEVER_DUE_MS)
+        return min(self.come, default=(NEVER_DUE_MS, b""))[0]
 
 
 def changed_deadlines(
@@ -45,19 +45,16 @@ def changed_deadlines(
 ) -> DeadlineChanges:
     """What of the deadlines goes and comes when users change; whatever was `visited` goes unless it still holds."""
     gone, come = set(visited), set()
-    for key in {key for _, key in gone}:
-        state = after[key]
-        if state is not None:
-            come.add((deadline_ms(state, settings), key))
+    seen_to = {key for _, key in gone}
     for key, state in after.items():
         former = before[key]
-        if state is former:
+        if state is former and key not in seen_to:
             continue
         was = None if former is None else deadline_ms(former, settings)
         now = None if state is None else deadline_ms(state, settings)
         if was != now and was is not None:
             gone.add((was, key))
-        if was != now and now is not None:
+        if now is not None and (was != now or key in seen_to):
             come.add((now, key))
     return DeadlineChanges(gone - come, come)
 
@@ -68,10 +65,7 @@ def deadline_ms(state: Outline, settings: StreamSettings) -> int:
     The stay ends with the day, so that a user's deadline moves once a day and not with every event.
     """
     if state.slates or state.parked:
-        starts = [slate.served_at_ms for slate in state.slates]
-        if state.parked:
-            starts += [click.at_ms for click in state.parked]
-        return min(starts) + (settings.attribution_window_seconds + settings.max_future_seconds) * SECOND_MS
+        return _oldest_ms(state) + (settings.attribution_window_seconds + settings.max_future_seconds) * SECOND_MS
     return (_last_active_ms(state) // DAY_MS + 1 + settings.inactive_days) * DAY_MS
 
 
@@ -101,6 +95,12 @@ def with_estate(heir: UserState, forgotten: UserState) -> UserState:
     clicks = own.clicks_applied + other.clicks_applied + forgotten.clicks_applied
     applied = furthest(own.applied, applied_of(forgotten))
     return replace(heir, inherited=Inherited(own.users + other.users + 1, clicks, accounts, applied))
+
+
+def _oldest_ms(state: Outline) -> int:
+    if len(state.slates) == 1 and not state.parked:
+        return state.slates[0].served_at_ms
+    return min([slate.served_at_ms for slate in state.slates] + [click.at_ms for click in state.parked])
 
 
 def _last_active_ms(state: Outline) -> int:

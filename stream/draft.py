@@ -41,8 +41,8 @@ class Draft:
         self.arrival = arrival
         self.settings = settings
         self.window_ms = settings.attribution_window_seconds * SECOND_MS
-        self.open = {slate.request_id: slate for slate in state.slates}
-        self.closed = {slate.request_id: slate for slate in state.closed}
+        self.open = {slate.request_id: slate for slate in state.slates} if state.slates else {}
+        self.closed = {slate.request_id: slate for slate in state.closed} if state.closed else {}
         self.parked = list(state.parked)
         self.counted: defaultdict[str, int] = defaultdict(int)
         self.examples: list[Example] = []
@@ -175,7 +175,8 @@ class Draft:
     def _glimpse(self, impression: Impression, items: Sequence[SeenItem]) -> None:
         slate = slates.glimpsed(impression, items)
         self.open[slate.request_id] = slate
-        self.counted["items_duplicate"] += len(items) - len(slate.items)
+        if len(items) > len(slate.items):
+            self.counted["items_duplicate"] += len(items) - len(slate.items)
         self._claim_earlier(slate.request_id)
         if slates.is_known(slate):
             self._release(slate.request_id)
@@ -246,7 +247,8 @@ class Draft:
 
     def _account_seen(self, seen: Collection[int], clicked: frozenset[int]) -> None:
         hits = len(clicked.intersection(seen)) if clicked else 0
-        self.counted["items_clicked"] += hits
+        if hits:
+            self.counted["items_clicked"] += hits
         self.counted["items_expired"] += len(seen) - hits
 
     def _close(self, slate: Slate) -> None:
@@ -270,7 +272,8 @@ class Draft:
 
     def _forget(self, clock_ms: int) -> None:
         kept_ms = self.window_ms + self.settings.lateness_seconds * SECOND_MS
-        recent = [slate for slate in self.closed.values() if slate.served_at_ms + kept_ms >= clock_ms]
+        since_ms = clock_ms - kept_ms
+        recent = [slate for slate in self.closed.values() if slate.served_at_ms >= since_ms]
         excess = len(recent) - self.settings.remembered_slates
         if excess <= 0 and len(recent) == len(self.closed):
             return
@@ -336,6 +339,8 @@ def click_example(
 
 def added(accounts: Accounts, counted: Mapping[str, int]) -> Accounts:
     """The accounts with what was counted, by the names of their fields."""
+    if not counted:
+        return accounts
     changed = {name: getattr(accounts, name) + count for name, count in counted.items() if count}
     return replace(accounts, **changed) if changed else accounts
 

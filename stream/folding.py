@@ -126,6 +126,7 @@ class Folder:
             within = bounded(state, event.user_id, arrival, self._stream, ordinal=ordinal)
             state, ordinal = within.state, ordinal + len(within.examples)
             folded.examples.extend(within.examples)
+            batch.sizes.met(key, state, row_bytes=within.row_bytes)
         batch.states[key] = state
         if sweep.note(key, state):
             folded.examples.extend(sweep.end_overdue(batch.states, batch.read, arrival, by=key, ordinal=ordinal))

@@ -14,7 +14,6 @@ What is promised of the order in which clicks, impressions and recommendations a
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left, bisect_right
 from typing import Literal
 
 import msgspec
@@ -23,7 +22,7 @@ from msgspec.structs import replace
 from stream.draft import Arrival, Draft, added, click_example
 from stream.events import Click, Impression, Recommendation
 from stream.examples import Example
-from stream.sequences import SECOND_MS, Applied, ParkedClick, Times, UserState, times_of, with_fresh_cause
+from stream.sequences import SECOND_MS, Applied, ParkedClick, Times, UserState, fresh_click, times_of, with_fresh_cause
 from stream.settings import StreamSettings
 
 EVENT_ID_BYTES = 8
@@ -54,10 +53,10 @@ def apply_click(state: UserState, click: Click, arrival: Arrival, settings: Stre
         return _refused(state, arrival, "clicks_duplicate", "duplicate")
     if _is_late(state, click.timestamp_ms, settings):
         return _refused(state, arrival, "clicks_late", "late")
-    place = _place(state, click.timestamp_ms)
+    place = state.place_of(click.timestamp_ms)
     context = state.items[max(place - settings.context_length, 0) : place]
     told = ParkedClick(click.item_id, click.timestamp_ms, click.request_id, click.position, arrival.at_ms, context)
-    state = _with_click(state, click, arrival, settings)
+    state = _with_click(state, click, arrival, settings.max_sequence_length, place=place, mark=mark)
     if not (click.request_id or state.slates or state.closed or state.parked):
         return Folded(state, (click_example(arrival, 0, click.user_id, told, None),), "applied")
     draft = Draft(state, click.user_id, arrival, settings)
@@ -70,16 +69,17 @@ def apply_impression(state: UserState, impression: Impression, arrival: Arrival,
     if arrival.offset <= state.applied.impressions:
         return Folded(state, (), "repeated")
     before = state.applied
+    is_late = impression.timestamp_ms < state.clock_ms - settings.lateness_seconds * SECOND_MS
     state = replace(
-        with_fresh_cause(state, arrival.at_ms),
+        state,
+        click=fresh_click(state, arrival.at_ms),
         applied=Applied(before.clicks, arrival.offset, before.recommendations),
+        clock_ms=max(state.clock_ms, impression.timestamp_ms),
     )
-    if impression.timestamp_ms < state.clock_ms - settings.lateness_seconds * SECOND_MS:
+    if is_late:
         count = len(impression.items)
         counted = {"impressions": 1, "items_seen": count, "items_late": count}
         return Folded(replace(state, accounts=added(state.accounts, counted)), (), "late")
-    if impression.timestamp_ms > state.clock_ms:
-        state = replace(state, clock_ms=impression.timestamp_ms)
     draft = Draft(state, impression.user_id, arrival, settings)
     draft.see(impression)
     is_duplicate = draft.counted["items_duplicate"] == len(impression.items)
@@ -118,9 +118,8 @@ def _counted(state: UserState, name: str, outcome: Outcome) -> Folded:
     return Folded(replace(state, accounts=added(state.accounts, {name: 1})), (), outcome)
 
 
-def _with_click(state: UserState, click: Click, arrival: Arrival, settings: StreamSettings) -> UserState:
-    """The state with the click in its sequence: one constructor, because every click passes here."""
-    place, keep = _place(state, click.timestamp_ms), settings.max_sequence_length
+def _with_click(state: UserState, click: Click, arrival: Arrival, keep: int, *, place: int, mark: bytes) -> UserState:
+    """The state with the click at its place in the sequence: one constructor, because every click passes here."""
     if place == len(state.items):
         items = (*state.items, click.item_id)
     else:
@@ -132,7 +131,7 @@ def _with_click(state: UserState, click: Click, arrival: Arrival, settings: Stre
         applied=Applied(arrival.offset, state.applied.impressions, state.applied.recommendations),
         click=(arrival.partition, arrival.offset, arrival.at_ms),
         clock_ms=max(state.clock_ms, click.timestamp_ms),
-        event_ids=(state.event_ids + _mark(click.event_id))[-EVENT_IDS * EVENT_ID_BYTES :],
+        event_ids=(state.event_ids + mark)[-EVENT_IDS * EVENT_ID_BYTES :],
         accounts=state.accounts,
         slates=state.slates,
         closed=state.closed,
@@ -157,8 +156,7 @@ def _is_known(state: UserState, click: Click, mark: bytes) -> bool:
         return True
     if not state.items or click.timestamp_ms > state.times.newest_ms:
         return False
-    times_ms = state.times_ms
-    first, behind = bisect_left(times_ms, click.timestamp_ms), bisect_right(times_ms, click.timestamp_ms)
+    first, behind = state.times.before(click.timestamp_ms), state.place_of(click.timestamp_ms)
     return click.item_id in state.items[first:behind]
 
 
@@ -167,14 +165,8 @@ def _is_late(state: UserState, at_ms: int, settings: StreamSettings) -> bool:
         return False
     has_lost_some = state.clicks_applied > len(state.items)
     return at_ms < state.times.newest_ms - settings.lateness_seconds * SECOND_MS or (
-        has_lost_some and at_ms < state.times_ms[0]
+        has_lost_some and not state.place_of(at_ms)
     )
-
-
-def _place(state: UserState, at_ms: int) -> int:
-    if not state.items or at_ms >= state.times.newest_ms:
-        return len(state.items)
-    return bisect_right(state.times_ms, at_ms)
 
 
 def _with_time(state: UserState, place: int, at_ms: int, keep: int) -> Times:

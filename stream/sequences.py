@@ -187,6 +187,12 @@ class UserState(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """Event times of `items`."""
         return self.times.to_ms() if self.items else ()
 
+    def place_of(self, at_ms: int) -> int:
+        """Where an item chosen at a time stands among `items`: behind all that are not newer."""
+        if not self.items or at_ms >= self.times.newest_ms:
+            return len(self.items)
+        return self.times.before(at_ms + 1)
+
     @property
     def cause(self) -> Cause | None:
         """The click that this write answers; None where only slates or impressions changed a minute after it or later.
@@ -199,15 +205,19 @@ class UserState(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return Cause(topic=CLICKS, partition=partition, offset=offset, arrived_at_ms=arrived_at_ms)
 
 
-def with_fresh_cause(state: UserState, now_ms: int) -> UserState:
-    """The state without the click it answers, unless that came in within the last minute by Kafka's timestamps.
+def fresh_click(state: UserState, now_ms: int) -> tuple[int, int, int] | None:
+    """The click that the state answers, unless it came in more than a minute ago by Kafka's timestamps.
 
     Of the writes of one batch only the last is seen: a click must not go unanswered because a slate was closed behind
     it. But whoever has long gone is not to be recommended anything because a window ended.
     """
-    if state.click is None or now_ms - state.click[2] <= FRESH_MS:
-        return state
-    return msgspec.structs.replace(state, click=None)
+    return None if state.click is None or now_ms - state.click[2] > FRESH_MS else state.click
+
+
+def with_fresh_cause(state: UserState, now_ms: int) -> UserState:
+    """The state with only a fresh click to answer."""
+    click = fresh_click(state, now_ms)
+    return state if click is state.click else msgspec.structs.replace(state, click=click)
 
 
 PACKED = b"\xc1\x02"

@@ -56,8 +56,7 @@ class Sweep:
         """Takes in what an event made of a user; says whether something is due by now."""
         if state.clock_ms > self._clock.now_ms:
             self._clock.see(key, state.clock_ms)
-        if is_waiting(state) or state.clock_ms < self._long_ago_ms:
-            self._push(key, state)
+        self._push(key, state)
         return bool(self._heap) and self._heap[0][0] < self._clock.now_ms
 
     def end_overdue(
@@ -104,9 +103,10 @@ class Sweep:
         return closed.examples
 
     def _push(self, key: bytes, state: UserState) -> None:
-        due_ms = deadline_ms(state, self._settings)
-        if due_ms < self._horizon_ms:
-            self._put((due_ms, key))
+        if is_waiting(state) or state.clock_ms < self._long_ago_ms:
+            due_ms = deadline_ms(state, self._settings)
+            if due_ms < self._horizon_ms:
+                self._put((due_ms, key))
 
     def _put(self, due: Due) -> None:
         if due not in self._waiting:

@@ -75,6 +75,19 @@ def test_what_a_state_may_take_at_most_is_never_less_than_what_it_takes(reads: l
             assert state.parked or len(row) <= sizes.at_most(b"ada")
 
 
+def test_a_state_that_was_weighed_counts_with_what_it_weighs_until_it_has_grown_again() -> None:
+    state, sizes = UserState(items=("a",), times=times_of([START_MS])), Sizes(SETTINGS)
+    sizes.met(b"ada", None, row_bytes=0)
+    while not sizes.may_exceed(b"ada", state, event_bytes=100):
+        pass
+
+    weighed = bounded(state, "ada", ARRIVAL, SETTINGS, ordinal=0)
+    sizes.met(b"ada", weighed.state, row_bytes=weighed.row_bytes)
+
+    assert weighed == (state, [], len(encode_state(state)))
+    assert not sizes.may_exceed(b"ada", state, event_bytes=100)
+
+
 def test_the_oldest_goes_first_and_what_was_open_is_learnt_from() -> None:
     clicks = 40
     state = UserState(

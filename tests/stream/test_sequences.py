@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
 import msgspec
@@ -46,6 +46,18 @@ def test_adding_times_one_by_one_keeps_the_newest(times_ms: list[int], keep: int
 def test_the_number_of_earlier_times_is_that_of_a_search_among_all_of_them(times_ms: list[int], at_ms: int) -> None:
     for asked_ms in (at_ms, times_ms[0], times_ms[-1], times_ms[-1] + 1):
         assert times_of(times_ms).before(asked_ms) == bisect_left(times_ms, asked_ms)
+
+
+@given(ascending | whole_seconds, st.integers(0, 4_000_000_000_000))
+def test_the_place_of_a_time_is_behind_all_that_are_not_newer(times_ms: list[int], at_ms: int) -> None:
+    state = UserState(items=tuple(map(str, times_ms)), times=times_of(times_ms))
+
+    for asked_ms in (at_ms, times_ms[0], times_ms[len(times_ms) // 2], times_ms[-1]):
+        assert state.place_of(asked_ms) == bisect_right(times_ms, asked_ms)
+
+
+def test_without_items_every_time_has_the_first_place() -> None:
+    assert UserState().place_of(1_700_000_000_000) == 0
 
 
 def test_a_user_of_fifty_interactions_takes_less_than_600_bytes() -> None:
