@@ -6,15 +6,17 @@ FILE is a parquet file of (period, session, item) in the order of arrival, as th
 Faltings, RecSys 2020), whose protocol this is: learn week t, be tested on week t + 1 (`benchmarks.weeks`), Recall@20
 and MRR@20 averaged over the cycles. Network and memory as published: 2 blocks, 1 head, 150 units, length 50, dropout
 0.3, at most 30,000 replayed sequences. The loss is the trainer's (softmax over sampled items), a step learns 64
-sessions, and the rate falls along a cosine from 3e-3 over eight passes of the first week, over five of every other: a
-warm restart, not early stopping. All arms go on from one model of the first week, by the trainer's own step,
-replay, restraints and new rows; `joint` is made anew in every cycle from all weeks so far, as the first model was.
+sessions beside half as many replayed ones, half of them read from their end, and the rate falls along a cosine from
+3e-3 over eight passes of a week: a warm restart, not early stopping. In the last two passes every click stands at the
+end of a sequence of its own, as it does when it is asked for and as in all passes of the paper's. All arms go on from
+one model of the first week, by the trainer's own step, replay, restraints and new rows; `joint` is made anew in every
+cycle from all weeks so far, as the first model was.
 
 The second half is the same events as a stream: nothing is learnt twice but by replay, click by click in the order of
 arrival, in micro-batches, each predicted before it is learnt, by the path that the running trainer takes; tested after
 every week like the others.
 
-`--quick` does the first four cycles, some twenty minutes of one core. What was seen is kept cycle by cycle (with a
+`--quick` does the first four cycles, some forty minutes of one core. What was seen is kept cycle by cycle (with a
 checkpoint), so that an interrupted run goes on; CPU seconds are those of learning alone.
 """
 
@@ -31,6 +33,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from benchmarks.common import Baseline, Goal, Row, arguments, explained, report, row
@@ -54,6 +57,8 @@ QUICK_CYCLES = 4
 """Of `--quick`. Passes, rates, batches and the arms themselves were chosen by what these showed: only the later ones
 are tests that nothing was fitted to, and they are reported apart.
 """
+REPLAY = 0.5
+"""Replayed sessions beside each one that is learnt."""
 REMEMBERED_AT_ONCE = 512
 PUBLISHED = {"fine-tuning": (47.28, 16.01), "dropout": (49.07, 16.86), "ADER": (50.21, 17.32), "joint": (50.03, 17.31)}
 START_MS = 1_464_000_000_000
@@ -68,9 +73,13 @@ class Plan(NamedTuple):
 
     epochs: int
     peak_rate: float
+    apart: int
+    """Of the passes the last ones, in which each click is learnt from a sequence that ends with it (`apart`)."""
+    backwards: float
+    """Share of sessions that a pass reads from their end: what is looked at together is near in either order."""
 
 
-FIRST, NEXT = Plan(8, 3e-3), Plan(5, 3e-3)
+FIRST, NEXT = Plan(8, 3e-3, apart=2, backwards=0.5), Plan(8, 3e-3, apart=2, backwards=0.5)
 """Of the first week (and of all weeks, where a model is made anew), and of every week after it: a warm restart."""
 
 
@@ -86,13 +95,14 @@ class Arm(NamedTuple):
 ARMS = {
     "fine-tuning": Arm({}, dropout=0.0),
     "dropout": Arm({}),
-    "replay": Arm({}, replay_share=1.0),
+    "replay": Arm({}, replay_share=REPLAY),
     "joint": Arm({}, way="anew"),
     "stream": Arm({}, way="stream", replay_share=1.0),
-    "replay per item": Arm({"replay_choice": "per_item"}, replay_share=1.0),
-    "replay by herding": Arm({"replay_choice": "herding"}, replay_share=1.0),
-    "replay with distillation": Arm({"distillation": 1.0}, replay_share=1.0),
-    "replay with warm rows": Arm({"new_rows": "neighbours"}, replay_share=1.0),
+    "stream with warm rows": Arm({"new_rows": "neighbours"}, way="stream", replay_share=1.0),
+    "replay per item": Arm({"replay_choice": "per_item"}, replay_share=REPLAY),
+    "replay by herding": Arm({"replay_choice": "herding"}, replay_share=REPLAY),
+    "replay with distillation": Arm({"distillation": 1.0}, replay_share=REPLAY),
+    "replay with warm rows": Arm({"new_rows": "neighbours"}, replay_share=REPLAY),
     "consolidation": Arm({"consolidation": 1.0}),
 }
 
@@ -194,8 +204,9 @@ def learn(kept: Kept, weeks: Sequence[Week], *, arms: Sequence[str], joint_every
 
 
 def settings_of(arm: Arm) -> TrainerSettings:
-    """The trainer's defaults, but for what this benchmark or the arm says."""
-    return TrainerSettings.model_validate({"replay_share": arm.replay_share, **TRAINER, **arm.settings})
+    """What the benchmark or the arm says, new rows at random where it is silent; else the trainer's defaults."""
+    given = {"new_rows": "random", "replay_share": arm.replay_share, **TRAINER, **arm.settings}
+    return TrainerSettings.model_validate(given)
 
 
 def go_on(kept: Kept, weeks: Sequence[Week], *, arm: str, week: int) -> None:
@@ -279,9 +290,33 @@ def passes(learner: Learner, sessions: Sequence[Session], plan: Plan, *, replay_
         for step in range(each):
             learner.optimiser.learning_rate = rate_at((epoch * each + step) / (plan.epochs * each), peak=plan.peak_rate)
             chosen = [learner.readable(stretches[index]) for index in order[step * SESSIONS : (step + 1) * SESSIONS]]
-            micro = learner.micro(chosen, learner.reminded(round(replay_share * len(chosen))))
-            losses.append(learner.step(micro).loss)
+            parts = [chosen, learner.reminded(round(replay_share * len(chosen)))]
+            parts = [either_way(part, backwards=plan.backwards, rng=learner.rng) for part in parts]
+            if epoch >= plan.epochs - plan.apart:
+                parts = [apart(part) for part in parts]
+            losses.append(learner.step(learner.micro(*parts)).loss)
         yield mean(losses)
+
+
+def either_way(stretches: Sequence[Stretch], *, backwards: float, rng: np.random.Generator) -> list[Stretch]:
+    """Some of them from their end, by chance."""
+    is_turned = rng.random(len(stretches)) < backwards
+    return [
+        Stretch(stretch.items[::-1], stretch.weights[::-1]) if turned else stretch
+        for stretch, turned in zip(stretches, is_turned.tolist(), strict=True)
+    ]
+
+
+def apart(stretches: Sequence[Stretch]) -> list[Stretch]:
+    """Each click at the end of a sequence of its own, as it is asked for and as ADER's authors learn it.
+
+    The newest item before it then takes the last position; in a whole session that is so for the last click alone.
+    """
+    return [
+        Stretch(stretch.items[:end], stretch.weights[end - 1 : end])
+        for stretch in stretches
+        for end in range(2, len(stretch.items) + 1)
+    ]
 
 
 def stream(learner: Learner, week: Week) -> None:

@@ -287,11 +287,8 @@ class Learner:
     def admit(self, item_ids: Iterable[str], *, sequences: Sequence[Sequence[str]] = ()) -> None:
         """Gives every item a row; new rows begin afresh in the network, the optimiser and the baselines.
 
-        In the network they begin among their neighbours in `sequences`, unless settings say that they do not.
+        In the network they begin among their neighbours in `sequences`, unless settings say at random.
         """
-        item_ids = list(item_ids)
-        is_warm = self.settings.new_rows == "neighbours" and len(sequences) > 0
-        new = [item_id for item_id in item_ids if is_warm and self.catalogue.row_of(item_id) == PADDING]
         for item_id in item_ids:
             self.catalogue.admit(item_id)
         fresh = self.catalogue.take_fresh_rows()
@@ -305,7 +302,9 @@ class Learner:
             self.prequential.forget(fresh)
             for restraint in self.restraints:
                 restraint.forget(fresh)
-            warm_start(self.network, self.catalogue, neighbours_of(new, sequences))
+            if self.settings.new_rows == "neighbours":
+                new = map(self.catalogue.item_of, fresh.tolist())
+                warm_start(self.network, self.catalogue, neighbours_of(new, sequences))
 
     def entitled(self, clicked: Iterable[str]) -> dict[str, None]:
         """Of items that were clicked, in this order, those without a row that now get one."""

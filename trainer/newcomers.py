@@ -19,8 +19,6 @@ from model.sasrec import SASRec
 REACH = 2
 """Items before and after it in a sequence that count as neighbours."""
 MOST_NEIGHBOURS = 16
-SHARE = 0.5
-"""Of the neighbours' mean that is taken over: an item nobody knows starts with less to say than they have."""
 
 
 def neighbours_of(new: Iterable[str], sequences: Iterable[Sequence[str]]) -> dict[str, list[str]]:
@@ -39,13 +37,13 @@ def neighbours_of(new: Iterable[str], sequences: Iterable[Sequence[str]]) -> dic
 
 @torch.no_grad()
 def warm_start(network: SASRec, catalogue: Catalogue, neighbours: Mapping[str, Sequence[str]]) -> None:
-    """Adds a share of the neighbours' mean to the random beginning of each new row."""
+    """Adds the neighbours' mean to the random beginning of each new row."""
     for item_id, known in neighbours.items():
         rows = catalogue.rows_of(known)
         rows = rows[rows != PADDING]
         row = catalogue.row_of(item_id)
         if row != PADDING and len(rows):
-            network.item_RD[row] += SHARE * _mean(network, rows)
+            network.item_RD[row] += _mean(network, rows)
 
 
 def _mean(network: SASRec, row_N: np.ndarray) -> Float[torch.Tensor, " D"]:

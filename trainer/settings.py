@@ -103,7 +103,7 @@ class TrainerSettings(Section):
     """
     accept_examples: Annotated[int, Field(ge=1)] = 50_000
     """Examples after which the weights as they are count as accepted, for `distillation` and `consolidation`."""
-    new_rows: Literal["random", "neighbours"] = "random"
+    new_rows: Literal["random", "neighbours"] = "neighbours"
     """Where the row of an item begins that is seen for the first time: near nothing, or among the items beside it."""
     predicted_clicks: Annotated[int, Field(ge=1)] = 64
     """Most clicks of a micro-batch that are predicted before they are learnt; of more, so many at random stand for all.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.continual import Cycle, rows_of
+from benchmarks.continual import Cycle, apart, either_way, rows_of
 from benchmarks.weeks import Click, Score, examined, questions_of, read_weeks, week_of
 from model.settings import ModelSettings
+from trainer.batch import Stretch
 from trainer.learner import Learner
 from trainer.settings import TrainerSettings
 
@@ -82,3 +84,22 @@ def test_weeks_by_which_settings_were_chosen_are_told_from_the_others() -> None:
 
     assert rows["replay, cycles 0-5: Recall@20"].ours == pytest.approx(42.5)
     assert rows["replay, cycles 4-5, by which nothing was chosen: Recall@20"].ours == pytest.approx(44.5)
+
+
+def test_apart_each_click_stands_at_the_end_of_a_sequence_of_its_own() -> None:
+    found = apart([Stretch(("a", "b", "c"), (1.0, 1.0, 0.5)), Stretch(("d", "e"), (1.0, 1.0))])
+
+    assert found == [
+        Stretch(("a", "b"), (1.0,)),
+        Stretch(("a", "b", "c"), (0.5,)),
+        Stretch(("d", "e"), (1.0,)),
+    ]
+
+
+@pytest.mark.parametrize(("backwards", "items"), [(0.0, ("a", "b", "c")), (1.0, ("c", "b", "a"))])
+def test_a_session_is_read_from_either_end(backwards: float, items: tuple[str, ...]) -> None:
+    (found,) = either_way(
+        [Stretch(("a", "b", "c"), (1.0, 1.0, 1.0))], backwards=backwards, rng=np.random.default_rng(1)
+    )
+
+    assert found.items == items
