@@ -22,20 +22,29 @@ def fill(kafka: KafkaSettings, messages: Iterable[Message], *, first_ms: int) ->
     return asyncio.run(_fill(kafka, messages, first_ms))
 
 
+def reveal(kafka: KafkaSettings, messages: Iterable[Message], *, first_ms: int) -> int:
+    """The same in one transaction: whoever reads what is committed meets all of it at one moment."""
+    return asyncio.run(_reveal(kafka, messages, first_ms))
+
+
 async def _fill(kafka: KafkaSettings, messages: Iterable[Message], first_ms: int) -> int:
-    producer = AIOKafkaProducer(
-        bootstrap_servers=kafka.bootstrap_servers, acks="all", enable_idempotence=True, max_batch_size=BATCH_BYTES
+    async with _producer(kafka) as producer:
+        return await _Filling(producer, kafka).put_all(messages, first_ms)
+
+
+async def _reveal(kafka: KafkaSettings, messages: Iterable[Message], first_ms: int) -> int:
+    async with _producer(kafka, transactional_id=f"{kafka.topic_prefix}backlog") as producer, producer.transaction():
+        return await _Filling(producer, kafka).put_all(messages, first_ms)
+
+
+def _producer(kafka: KafkaSettings, **settings: str) -> AIOKafkaProducer:
+    return AIOKafkaProducer(
+        bootstrap_servers=kafka.bootstrap_servers,
+        acks="all",
+        enable_idempotence=True,
+        max_batch_size=BATCH_BYTES,
+        **settings,
     )
-    await producer.start()
-    filling = _Filling(producer, kafka)
-    count = 0
-    try:
-        for count, message in enumerate(messages, start=1):
-            await filling.put(message, first_ms + count // EVENTS_PER_MS)
-        await filling.flush()
-    finally:
-        await producer.stop()
-    return count
 
 
 class _Filling:
@@ -45,6 +54,13 @@ class _Filling:
         self._producer = producer
         self._kafka = kafka
         self._open: dict[tuple[str, int], object] = {}
+
+    async def put_all(self, messages: Iterable[Message], first_ms: int) -> int:
+        count = 0
+        for count, message in enumerate(messages, start=1):
+            await self.put(message, first_ms + count // EVENTS_PER_MS)
+        await self.flush()
+        return count
 
     async def put(self, message: Message, timestamp: int) -> None:
         place = message.topic, partition_of(message.key, self._kafka.partitions)

@@ -50,7 +50,7 @@ SMALL_CHUNKS = {CHUNK_RECORDS: "200"}
 """So small that a kill finds the worker at any step of its protocol, and often."""
 PER_KILL = 4_000
 """Messages of the backlog for every kill: more than a life takes, mostly."""
-LIFE_SECONDS = 0.4
+LIFE_SECONDS = 0.25
 """At most so long after its first batch a worker lives."""
 STILLBORN = 0.2
 """The share of workers killed within `START_SECONDS`, whether they have handled anything or not."""

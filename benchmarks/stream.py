@@ -1,12 +1,13 @@
 """How many events a processor second does the stream worker take, and how long does one event take at low load?
 
-    .venv/bin/python -m benchmarks.stream [FILE ...] [--quick] [--users N]
+    .venv/bin/python -m benchmarks.stream [FILE ...] [--quick] [--part logs|workers|latency] [--users N]
 
 Every FILE is a log (MovieLens, KuaiRand, any csv or parquet); beside them uniformly random users click, so that hardly
 two events of a chunk have a user in common. On each, in one run and on one Kafka: (1) a Faust agent as the
 documentation has it, event by event, decoding and one write to a RocksDB table; (2) the stream worker with the whole
 join, states, changelog and examples; (3) aiokafka, fetching and decoding alone; (4) kafka-python with the same fold in
-memory. Rates are events per processor second of the process that did the work.
+memory. Rates are events per processor second of the process that did the work. Then two workers against one, both
+there when the events come, and the time of a single event at low load. With `--part` only one of the three.
 
 With `--users N`, something else: N users with 50 clicks each, what their states weigh in `sequences`, on disk and in
 the worker's memory, and how long a worker with an empty disk, and one with the states on its disk, takes to read.
@@ -23,16 +24,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from benchmarks.backlog import fill
+from benchmarks.backlog import fill, reveal
 from benchmarks.common import Baseline, Goal, Row, arguments, explained, report, row
 from benchmarks.million import recover
 from benchmarks.stream_process import PROFILE, Measured
@@ -46,12 +48,18 @@ from stream.settings import KafkaSettings
 from stream.topics import CLICKS, IMPRESSIONS, RECOMMENDATIONS, SEQUENCES
 
 Kind = Literal["ours", "faust", "aiokafka", "kafka-python"]
+Part = Literal["logs", "workers", "latency"]
+PARTS: tuple[Part, ...] = get_args(Part)
 PARTITIONS = 4
 LOOK_SECONDS = 0.2
 RANDOM_USERS = 1_000_000
 RANDOM_ITEMS = 20_000
 START_MS = 1_700_000_000_000
 GARBAGE_SHARE = 0.1
+SHARE = 0.4
+"""Of a core, that each of two workers gets where the machine has no core for each of them and for the broker."""
+SHARED_SECONDS = 0.05
+"""In pieces of which a share is given out."""
 LOADS = (1, 10, 100)
 """Events a second at which the time of a single one is taken."""
 
@@ -163,17 +171,20 @@ class Bench:
             process.send_signal(signal.SIGTERM)
             return _said(process)
 
-    def two_of_ours(self, messages: Iterator[Message]) -> tuple[Measured, Measured]:
-        """Two stream workers that are there when the events come."""
+    def together(self, workers: int, messages: Iterator[Message], *, share: float = 1.0) -> list[Measured]:
+        """So many stream workers that are there when the events come, all at once; each has a share of a core."""
         kafka = self.topics()
-        with self.started("ours", kafka) as one, self.started("ours", kafka) as other:
-            for process in (one, other):
+        with contextlib.ExitStack() as stack:
+            processes = [stack.enter_context(self.started("ours", kafka)) for _ in range(workers)]
+            for process in processes:
                 _wait_until_ready(process)
-            fill(kafka, messages, first_ms=int(time.time() * 1000))
-            wait_until_finished(kafka)
-            for process in (one, other):
+            count = reveal(kafka, messages, first_ms=int(time.time() * 1000))
+            with throttled(processes, share):
+                while committed(kafka) < count:
+                    time.sleep(LOOK_SECONDS)
+            for process in processes:
                 process.send_signal(signal.SIGTERM)
-            return _said(one), _said(other)
+            return list(map(_said, processes))
 
     def click(self, kafka: KafkaSettings, count: int, users: int) -> None:
         """Sends clicks of so many users and waits until the worker has finished them."""
@@ -187,6 +198,36 @@ class Bench:
             _wait_until_ready(process)
             taken = asyncio.run(_latencies(kafka, per_second, seconds))
         return Latency(statistics.median(taken) * 1000, statistics.quantiles(taken, n=20)[-1] * 1000)
+
+
+@contextlib.contextmanager
+def throttled(processes: Sequence[Any], share: float) -> Iterator[None]:
+    """Stops processes by turns, so that each has no more than a share of a core; one after another, not all at once."""
+    over = threading.Event()
+
+    def stop_and_go(process: Any, offset: float) -> None:  # noqa: ANN401 - a Popen
+        over.wait(offset)
+        while not over.is_set():
+            process.send_signal(signal.SIGSTOP)
+            over.wait(SHARED_SECONDS * (1 - share))
+            process.send_signal(signal.SIGCONT)
+            over.wait(SHARED_SECONDS * share)
+
+    threads = [
+        threading.Thread(target=stop_and_go, args=(process, nth * SHARED_SECONDS / len(processes)))
+        for nth, process in enumerate(processes)
+        if share < 1.0
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
 
 
 def _wait_until_ready(process: Any) -> None:  # noqa: ANN401 - a Popen of text
@@ -218,6 +259,12 @@ def is_finished(kafka: KafkaSettings) -> bool:
         ]
         ends = client.end_offsets(tps)
         return all((client.committed(tp) or 0) >= ends[tp] for tp in tps)
+
+
+def committed(kafka: KafkaSettings) -> int:
+    """How many clicks the stream worker has committed, where nothing but clicks ever stood on their topic before."""
+    with consumer(kafka, group_id=kafka.group("stream")) as client:
+        return sum(client.committed(tp) or 0 for tp in _partitions(client, kafka.topic(CLICKS)))
 
 
 def _partitions(client: Any, topic: str) -> list[Any]:  # noqa: ANN401 - a KafkaConsumer
@@ -288,30 +335,34 @@ def on_log(bench: Bench, name: str, messages: Any, sizes: Sizes, *, goal: float)
 
 
 def scaling(bench: Bench, sizes: Sizes) -> list[Row]:
-    """Two workers against one, and garbage against none, on random users."""
-    one = bench.ours(bench.filled(random_clicks(sizes.ours)))
-    two = bench.two_of_ours(random_clicks(sizes.ours))
-    together = sum(measured.events for measured in two)
-    took = max(measured.ended for measured in two) - min(measured.began for measured in two)
+    """Two workers against one, both there when the events come, on all of the machine and each on a share of a core."""
+    rows = []
+    for what, share in (("two workers", 1.0), (f"two workers, each on {SHARE:.0%} of a core", SHARE)):
+        one, two = (joined(bench.together(workers, random_clicks(sizes.ours), share=share)) for workers in (1, 2))
+        alone, goal = Baseline("one worker", wall_rate(one)), Goal("at least", 1.8)
+        rows += [
+            row(f"{what}: events", wall_rate(two), unit="1/s", baseline=alone, goal=goal),
+            row(f"{what}: events", rate(two), unit="1/CPU-s", baseline=Baseline("one worker", rate(one))),
+        ]
+    return rows
+
+
+def joined(measured: Sequence[Measured]) -> Measured:
+    """What several workers did together, from when the first began until the last was through."""
+    return Measured(
+        events=sum(one.events for one in measured),
+        cpu_seconds=sum(one.cpu_seconds for one in measured),
+        began=min(one.began for one in measured),
+        ended=max(one.ended for one in measured),
+    )
+
+
+def on_garbage(bench: Bench, sizes: Sizes) -> list[Row]:
+    """Garbage against none, on random users."""
+    clean = bench.ours(bench.filled(random_clicks(sizes.ours)))
     garbage = bench.ours(bench.filled(with_garbage(random_clicks(sizes.ours))))
-    cpu = sum(measured.cpu_seconds for measured in two)
-    return [
-        row(
-            "two workers: events",
-            together / took,
-            unit="1/s",
-            baseline=Baseline("one worker", wall_rate(one)),
-            goal=Goal("at least", 1.8),
-        ),
-        row("two workers: events", together / cpu, unit="1/CPU-s", baseline=Baseline("one worker", rate(one))),
-        row(
-            "10 % garbage: events",
-            rate(garbage),
-            unit="1/CPU-s",
-            baseline=Baseline("without", rate(one)),
-            goal=Goal("at least", 0.5),
-        ),
-    ]
+    without, goal = Baseline("without", rate(clean)), Goal("at least", 0.5)
+    return [row("10 % garbage: events", rate(garbage), unit="1/CPU-s", baseline=without, goal=goal)]
 
 
 def at_low_load(bench: Bench, sizes: Sizes) -> list[Row]:
@@ -327,16 +378,26 @@ def at_low_load(bench: Bench, sizes: Sizes) -> list[Row]:
     return rows
 
 
-def run(bench: Bench, files: Sequence[Path], sizes: Sizes) -> list[Row]:
-    """All of it, and on the standard output the profile."""
+def on_logs(bench: Bench, files: Sequence[Path], sizes: Sizes) -> list[Row]:
+    """Every log and random users, and on the standard output the profile of the latter."""
     rows: list[Row] = []
     for number, path in enumerate(files):
         goal = 10.0 if number else 15.0
         rows += on_log(bench, path.stem, lambda count, path=path: log_messages(path, count), sizes, goal=goal)
     rows += on_log(bench, "random users", random_clicks, sizes, goal=10.0)
-    rows += scaling(bench, sizes)
-    rows += at_low_load(bench, sizes)
     print(bench.ours(bench.filled(random_clicks(sizes.ours // 2)), {PROFILE: "on"}).profile)
+    return rows
+
+
+def run(bench: Bench, files: Sequence[Path], sizes: Sizes, parts: Collection[Part]) -> list[Row]:
+    """What of it was asked for."""
+    rows: list[Row] = []
+    if "logs" in parts:
+        rows += on_logs(bench, files, sizes)
+    if "workers" in parts:
+        rows += scaling(bench, sizes) + on_garbage(bench, sizes)
+    if "latency" in parts:
+        rows += at_low_load(bench, sizes)
     return rows
 
 
@@ -344,6 +405,7 @@ def main() -> None:
     """Starts a Kafka of its own and prints the report."""
     parser = arguments(__doc__ or "")
     parser.add_argument("files", nargs="*", type=Path, help="logs; the first one has the higher goal")
+    parser.add_argument("--part", choices=PARTS, help="only this")
     parser.add_argument("--users", type=int, help="memory, bytes and recovery with so many users instead")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -354,7 +416,8 @@ def main() -> None:
             if chosen.users:
                 report("stream, a million users", recover(bench, chosen.users))
             else:
-                report("stream", run(bench, chosen.files, QUICK if chosen.quick else FULL))
+                parts = (chosen.part,) if chosen.part else PARTS
+                report("stream", run(bench, chosen.files, QUICK if chosen.quick else FULL, parts))
         finally:
             local.stop()
 

@@ -161,8 +161,8 @@ class _Batch:
     """The users of a batch, and those who may fall due within it."""
 
     def __init__(self, rows: Rows, keys: list[bytes], due: list[bytes], settings: StreamSettings) -> None:
-        once = list(dict.fromkeys(keys))
-        others = [key for key in dict.fromkeys(due) if key not in set(once)]
+        changed = dict.fromkeys(keys)
+        once, others = list(changed), [key for key in dict.fromkeys(due) if key not in changed]
         found = rows.read(once + others)
         self.before: States = {
             key: None if row is None else decode_state(row) for key, row in zip(once, found[: len(once)], strict=True)
