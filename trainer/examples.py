@@ -25,6 +25,10 @@ from trainer.crew import ALONE, Crew
 from trainer.cut import Cut, fresh
 from trainer.orders import Poll, encode_order
 
+FETCH_WAIT_MS = 100
+"""How long a fetch waits for partitions that bring nothing. A broker is asked by one fetch at a time, and partitions
+whose records are being handed out are not part of it: once they are, they wait for its end.
+"""
 POLL_SECONDS = 0.25
 """Longest that a stop signal waits for a poll."""
 CREW_POLL_SECONDS = 0.05
@@ -112,7 +116,7 @@ class ExampleReader:
         """Whether this process was asked to stop; the one that leads stops then, and all others with it."""
         self._crew = crew
         self._lag_of_others = 0
-        self._consumer = consumer(kafka, group_id=kafka.group("trainer"))
+        self._consumer = consumer(kafka, group_id=kafka.group("trainer"), fetch_max_wait_ms=FETCH_WAIT_MS)
         all_partitions = partitions_of(self._consumer, kafka.topic(EXAMPLES))
         if len(all_partitions) < crew.size:
             raise ValueError(

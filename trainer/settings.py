@@ -45,9 +45,9 @@ class TrainerSettings(Section):
     """Examples that are learnt at once when the trainer keeps up; fewer only after `max_wait_seconds`."""
     max_batch: Annotated[int, Field(ge=1)] = 256
     """Examples learnt at once when it is behind; more are faster and, from a few hundred on, learnt less well."""
-    catch_up_batch: Annotated[int, Field(ge=1)] = 1_024
-    """Where more than four times `max_batch` wait, a quarter of what waits is learnt at once, but at most so many: to
-    be up to date is worth more then than many small steps. Not above `max_batch`: that holds always.
+    catch_up_batch: Annotated[int, Field(ge=1)] = 256
+    """Where more than four times `max_batch` wait, a quarter of what waits is learnt at once, but at most so many.
+    Above `max_batch`, say 1,024: sooner up to date after a burst, for the price of learning less from each click of it.
     """
     max_wait_seconds: Annotated[float, Field(ge=0.0)] = 0.5
     """Longest wait for `min_batch` examples, in seconds."""
