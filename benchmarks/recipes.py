@@ -28,5 +28,5 @@ RECIPES = {
     "cross_entropy": Recipe(_WIDE, TrainerSettings(loss="cross_entropy", softmax_products="bfloat16"), _WIDE_PASSES),
     "sampled_softmax": Recipe(_PAPERS, TrainerSettings(loss="sampled_softmax", negatives=1_024), _PASSES),
     "gbce": Recipe(_PAPERS, TrainerSettings(loss="gbce", negatives=256), _PASSES),
-    "bce": Recipe(_PAPERS, TrainerSettings(loss="bce", negatives=1, negatives_from="catalogue_for_each"), _PASSES),
+    "bce": Recipe(_WIDE, TrainerSettings(loss="bce", negatives=1, negatives_from="catalogue_for_each"), _WIDE_PASSES),
 }

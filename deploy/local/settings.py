@@ -16,7 +16,7 @@ class SupervisorSettings(Section):
     """Stream workers; more than `kafka.partitions` only wait."""
     scoring_workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Scoring workers; more than `kafka.partitions` only wait."""
-    learning_niceness: Annotated[int, Field(ge=0, le=19)] = 10
+    learning_niceness: Annotated[int, Field(ge=0, le=19)] = 5
     """By how much the trainer and full retrains give way to the processes that answer, where they share a machine;
     0 treats all alike.
     """
