@@ -27,6 +27,7 @@ from kafka import KafkaProducer
 from kafka.consumer.fetcher import ConsumerRecord
 
 from model.checkpoint import BrokenCheckpointError, WrittenCheckpoint, newest_checkpoint, verify
+from model.native.functions import kernels
 from model.settings import ModelSettings
 from model.store import Place, absolute
 from stream.clients import producer
@@ -85,6 +86,7 @@ def run_trainer(
             partitions.
     """
     torch.set_num_threads(trainer.threads)
+    kernels()  # at the first start on a machine they are compiled, before anything waits to be learnt
     with crew_of() as crew:
         place = Workplace(kafka, model, trainer, checkpoints, crew)
         if crew.leads:

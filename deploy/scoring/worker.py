@@ -46,6 +46,7 @@ from deploy.scoring.report import Report
 from deploy.scoring.shelf import ColdShelf
 from deploy.scoring.slates import Query, Slates, Stock
 from deploy.settings import Settings
+from model.native.functions import kernels
 from stream.cloud_events import cloud_event_headers
 from stream.topics import RECOMMENDATIONS
 
@@ -112,7 +113,11 @@ def _following(worker: ScoringWorker) -> Iterator[list[Future[None]]]:
 
 
 def _wait_until_ready(worker: ScoringWorker, followers: Iterable[Future[None]], stop: threading.Event) -> None:
-    """Nobody gets a withdrawn item or a slate without the model only because the worker has just started."""
+    """Nobody gets a withdrawn item or a slate without the model only because the worker has just started.
+
+    Nor does anybody wait for the kernels, which take seconds to compile at the first start on a machine.
+    """
+    kernels()
     while not (worker.models.ready.is_set() and worker.items.ready.is_set()) and not stop.wait(0.01):
         _raise_failure(followers)
 
