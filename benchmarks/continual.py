@@ -92,19 +92,25 @@ class Arm(NamedTuple):
     dropout: float = NETWORK.dropout
 
 
+AT_RANDOM: dict[str, object] = {"new_rows": "random"}
+
 ARMS = {
     "fine-tuning": Arm({}, dropout=0.0),
     "dropout": Arm({}),
     "replay": Arm({}, replay_share=REPLAY),
-    "joint": Arm({}, way="anew"),
-    "stream": Arm({}, way="stream", replay_share=1.0),
-    "stream with warm rows": Arm({"new_rows": "neighbours"}, way="stream", replay_share=1.0),
+    "replay with rows at random": Arm(AT_RANDOM, replay_share=REPLAY),
     "replay per item": Arm({"replay_choice": "per_item"}, replay_share=REPLAY),
     "replay by herding": Arm({"replay_choice": "herding"}, replay_share=REPLAY),
     "replay with distillation": Arm({"distillation": 1.0}, replay_share=REPLAY),
-    "replay with warm rows": Arm({"new_rows": "neighbours"}, replay_share=REPLAY),
+    "replay with consolidation": Arm({"consolidation": 1.0}, replay_share=REPLAY),
     "consolidation": Arm({"consolidation": 1.0}),
+    "joint": Arm(AT_RANDOM, way="anew"),
+    "stream": Arm({}, way="stream", replay_share=1.0),
+    "stream with rows at random": Arm(AT_RANDOM, way="stream", replay_share=1.0),
 }
+"""New rows begin at their neighbours' mean, the trainer's default, where an arm does not say otherwise; in `joint`, as
+in the first week, no neighbour has learnt anything.
+"""
 
 
 class Cycle(NamedTuple):
@@ -204,8 +210,8 @@ def learn(kept: Kept, weeks: Sequence[Week], *, arms: Sequence[str], joint_every
 
 
 def settings_of(arm: Arm) -> TrainerSettings:
-    """What the benchmark or the arm says, new rows at random where it is silent; else the trainer's defaults."""
-    given = {"new_rows": "random", "replay_share": arm.replay_share, **TRAINER, **arm.settings}
+    """What the benchmark or the arm says, else the trainer's defaults."""
+    given = {"replay_share": arm.replay_share, **TRAINER, **arm.settings}
     return TrainerSettings.model_validate(given)
 
 
@@ -232,7 +238,7 @@ def _first_week(kept: Kept, weeks: Sequence[Week]) -> Cycle:
     for cycle in kept.cycles():
         if cycle.arm == FIRST_WEEK:
             return cycle
-    learner = Learner(NETWORK, settings_of(ARMS["dropout"]))
+    learner = Learner(NETWORK, settings_of(ARMS["joint"]))
     began = time.process_time()
     _admit(learner, weeks[0])
     for _ in passes(learner, weeks[0].sessions, FIRST, replay_share=0.0):
