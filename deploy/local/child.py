@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 MAX_LOG_BYTES = 10 << 20
 TAIL_BYTES = 8_192
@@ -41,21 +41,38 @@ class BackOff:
         return float(min(self.longest_seconds, self.first_seconds * 2.0 ** min(self.deaths - 1, 32)))
 
 
+class Scheduling(NamedTuple):
+    """How a process takes turns with the others on its processor cores."""
+
+    niceness: int = 0
+    """Its share of a core falls by a fifth with each step."""
+    interrupts: bool = True
+    """Whether a process that wakes may take the core from one that runs. One that computes without end keeps its share
+    without that (Linux's batch policy), and those that answer wait less for it.
+    """
+
+
+LIKE_OTHERS = Scheduling()
+
+
 class Child:
     """A running process in a session of its own, so that Ctrl-C in the terminal reaches its supervisor alone.
 
     Its standard input is a pipe that closes when the supervisor ends: see `tether`.
     """
 
-    def __init__(self, command: Sequence[str], *, log: Path, niceness: int = 0) -> None:
+    def __init__(self, command: Sequence[str], *, log: Path, scheduling: Scheduling = LIKE_OTHERS) -> None:
         self._log = log
         self._killed_because: str | None = None
         with _appended(log) as output:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
-        if niceness:
-            _give_way(self._process.pid, niceness)
+        # Before it has threads of its own: those inherit it, and so do its children.
+        if not scheduling.interrupts:
+            _never_interrupt(self._process.pid)
+        if scheduling.niceness:
+            _give_way(self._process.pid, scheduling.niceness)
 
     @property
     def pid(self) -> int:
@@ -96,8 +113,15 @@ class Child:
         self._process.stdin.close()
 
 
+def _never_interrupt(pid: int) -> None:
+    """Where the system has such a policy."""
+    if hasattr(os, "SCHED_BATCH"):
+        with contextlib.suppress(OSError):  # it is gone, or the system does not let us
+            os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
+
+
 def _give_way(pid: int, niceness: int) -> None:
-    """Before it has threads of its own: those inherit it, and so do its children.
+    """By a lower share of the processor.
 
     Where Linux weighs sessions against each other (autogroup), niceness counts only inside one, and a child has its
     own: the session is given the same.

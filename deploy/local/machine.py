@@ -10,7 +10,7 @@ import msgspec
 from kafka.errors import KafkaError
 
 from deploy.local.audience_process import Produced, produced_file
-from deploy.local.child import last_line
+from deploy.local.child import Scheduling, last_line
 from deploy.local.kafka import LocalKafka
 from deploy.local.kafka_keeper import address_file
 from deploy.local.ledger import read_ledger
@@ -26,8 +26,6 @@ from stream.topics import CLICKS, IMPRESSIONS
 KAFKA = "kafka"
 AUDIENCE = "audience"
 KAFKA_STOP_SECONDS = 2.0
-LEARNING = {"trainer", "scheduler"}
-"""What learns, itself or, as the scheduler, in processes that it starts."""
 
 
 class Machine:
@@ -178,5 +176,12 @@ class Machine:
             "--state-directory", str(self.settings.state.directory),
         )  # fmt: skip
         command = (sys.executable, "-m", "deploy.cli", "--tethered", *self._arguments, *options, "run", kind)
-        niceness = self.settings.supervisor.learning_niceness if kind in LEARNING else 0
-        self._supervisor.start(Program(name, kind, (*command, "--name", name), niceness))
+        self._supervisor.start(Program(name, kind, (*command, "--name", name), self._scheduling(kind)))
+
+    def _scheduling(self, kind: str) -> Scheduling:
+        """What learns takes its share, but never interrupts what answers."""
+        niceness = {
+            "trainer": self.settings.supervisor.learning_niceness,
+            "scheduler": self.settings.supervisor.retraining_niceness,
+        }
+        return Scheduling(niceness.get(kind, 0), interrupts=kind not in niceness)

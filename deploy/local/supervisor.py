@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from deploy.local.child import BackOff, Child
+from deploy.local.child import LIKE_OTHERS, BackOff, Child, Scheduling
 from deploy.local.settings import SupervisorSettings
 
 KILL_SECONDS = 5.0
@@ -25,8 +25,8 @@ class Program(NamedTuple):
     name: str
     kind: str
     command: Sequence[str]
-    niceness: int = 0
-    """By how much it gives way to this process and to the other programs."""
+    scheduling: Scheduling = LIKE_OTHERS
+    """How it takes turns with this process and with the other programs."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -120,7 +120,7 @@ class Supervisor:
         return self._logs / f"{name}.log"
 
     def _launch(self, kept: Kept) -> None:
-        kept.child = Child(kept.program.command, log=self.log_of(kept.program.name), niceness=kept.program.niceness)
+        kept.child = Child(kept.program.command, log=self.log_of(kept.program.name), scheduling=kept.program.scheduling)
         kept.started_at_seconds = self._clock()
 
     def _notice(self, kept: Kept, child: Child) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.local.child import BackOff, Child, last_line
+from deploy.local.child import BackOff, Child, Scheduling, last_line
 from deploy.local.settings import SupervisorSettings
 from deploy.local.supervisor import ProcessState, Program, Supervisor
 
@@ -95,7 +95,7 @@ def test_a_program_that_gives_way_does_so_with_its_threads_and_children(
     of_thread = f"lambda: subprocess.run([sys.executable, '-I', '-c', {child!r}])"
     code = f"import subprocess, sys, threading\nthreading.Thread(target={of_thread}).start()\n{ENDLESS}"
 
-    supervisor.start(python("trainer", code)._replace(niceness=7))
+    supervisor.start(python("trainer", code)._replace(scheduling=Scheduling(niceness=7)))
     supervisor.start(python("stream", code))
     wait_until(lambda: all(last_line(tmp_path / f"{name}.log") for name in ("trainer", "stream")))
     said = [last_line(tmp_path / f"{name}.log") for name in ("trainer", "stream")]
@@ -104,10 +104,21 @@ def test_a_program_that_gives_way_does_so_with_its_threads_and_children(
     assert said == [str(min(own + 7, 19)), str(own)]
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="the system has no batch policy")
+def test_a_program_that_interrupts_nobody_keeps_its_share(supervisor: Supervisor) -> None:
+    supervisor.start(python("trainer", ENDLESS)._replace(scheduling=Scheduling(interrupts=False)))
+    supervisor.start(python("stream", ENDLESS))
+
+    pids = [one.pid for one in supervisor.states() if one.pid]
+
+    assert [os.sched_getscheduler(pid) for pid in pids] == [os.SCHED_BATCH, os.SCHED_OTHER]
+    assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in pids] == [os.nice(0)] * 2
+
+
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="sessions are not weighed against each other")
 def test_sessions_of_programs_that_give_way_do_so_too(supervisor: Supervisor) -> None:
     for name in ("trainer", "scheduler"):
-        supervisor.start(python(name, ENDLESS)._replace(niceness=7))
+        supervisor.start(python(name, ENDLESS)._replace(scheduling=Scheduling(niceness=7)))
     supervisor.start(python("stream", ENDLESS))
 
     weights = [Path(f"/proc/{one.pid}/autogroup").read_text().split()[-1] for one in supervisor.states()]
