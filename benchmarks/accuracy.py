@@ -8,9 +8,9 @@ in the order of time; by default the MovieLens-1M of the SASRec paper where it l
 learnt by the code of the scheduled retrain (trainer/passes.py), with the settings of benchmarks/recipes.py.
 
 `--minutes` bounds the training of each run, in CPU minutes: they are the same whatever else the machine does. What was
-learnt is written to `--results` after every look, a file for each loss and seed; a finished run is not repeated,
-unless with `--again`. `--loss rectools` learns with RecTools' SASRec, in an environment of its own. Published figures
-stand beside those of the paper's MovieLens-1M only.
+learnt is written to `--results` after every look, a file for each loss and seed; a finished run of the same data,
+settings and threads is not repeated, unless with `--again`. `--loss rectools` learns with RecTools' SASRec, in an
+environment of its own. Published figures stand beside those of the paper's MovieLens-1M only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks.fitting import Run, as_dict, fit
 from benchmarks.protocol import Figures, Judged, Split, read_split
 from benchmarks.recipes import RECIPES, Recipe
 from benchmarks.rectools_fitting import NAME as RECTOOLS
-from benchmarks.rectools_fitting import fit_rectools
+from benchmarks.rectools_fitting import fit_rectools, rectools_settings
 from trainer.against import loss_of
 
 PAPERS_DATA = Path("../shared/data/sasrec_ml1m.parquet")
@@ -105,7 +105,7 @@ def main() -> None:
     if not runs:
         raise ValueError(f"nothing was judged; let it run longer, or look for runs elsewhere than {options.results}")
     draw_curves(runs, options.picture or options.results / "curves.png")
-    report("accuracy", _rows(runs, is_papers=split.fingerprint() == PAPERS_SPLIT))
+    report("accuracy", _rows(runs, is_papers=split.fingerprint()[:3] == PAPERS_SPLIT))
 
 
 def _options() -> Namespace:
@@ -152,24 +152,54 @@ def _found(name: str, seed: int, split: Split, options: Namespace) -> Run | None
 
     Where BPR's negatives are the whole catalogue it is cross-entropy, to the byte (trainer/against.py).
     """
-    if name == RECTOOLS:
-        return _read(options, name, seed)
-    wanted = _lesson(_bounded(RECIPES[name], options), split)
-    for twin, recipe in RECIPES.items():
-        bounded = _bounded(recipe, options)
+    for twin in _twins(name, split, options):
         run = _read(options, twin, seed)
-        if run is not None and _is_of(run, bounded, options) and _lesson(bounded, split) == wanted:
+        if run is None:
+            continue
+        other = _difference(run, twin, split, options)
+        if other is None:
             return msgspec.structs.replace(run, name=name)
+        _say(f"{twin}, seed {seed}: what lies in {options.results} was learnt {other}, and is not reported")
     return None
 
 
-def _is_of(run: Run, recipe: Recipe, options: Namespace) -> bool:
+def _twins(name: str, split: Split, options: Namespace) -> list[str]:
+    """All names under which the same is learnt, its own first."""
+    if name == RECTOOLS:
+        return [name]
+    lessons = {twin: _lesson(_bounded(recipe, options), split) for twin, recipe in RECIPES.items()}
+    return [name, *(twin for twin, lesson in lessons.items() if twin != name and lesson == lessons[name])]
+
+
+def _difference(run: Run, name: str, split: Split, options: Namespace) -> str | None:
+    """In what a run is not the one that is asked for; None where it is."""
+    if run.data != split.fingerprint():
+        return f"from other data than {options.data}"
+    if run.threads != options.threads:
+        return f"by {run.threads} threads, not {options.threads} (--threads)"
+    return None if _is_of(run, name, options) else "by other settings (benchmarks/recipes.py, --minutes)"
+
+
+def _is_of(run: Run, name: str, options: Namespace) -> bool:
     """Whether it was learnt by what the recipe names; what is left at its default may be another one today."""
-    named = {section: settings.model_fields_set for section, settings in recipe._asdict().items()}
+    if name == RECTOOLS:
+        recipe = _bounded(RECIPES[HEADLINE], options)
+        named = {RECTOOLS: rectools_settings(recipe, seed=run.seed, threads=run.threads)}
+    else:
+        recipe = _bounded(RECIPES[name], options)
+        now = as_dict(recipe)
+        named = {
+            section: {key: now[section][key] for key in settings.model_fields_set}
+            for section, settings in recipe._asdict().items()
+        }
     if options.found:
-        named["retrain"] = named["retrain"] - {"max_seconds"}
-    now = as_dict(recipe)
-    return all(run.settings[section][key] == now[section][key] for section, keys in named.items() for key in keys)
+        for settings in named.values():
+            settings.pop("max_seconds", None)
+            settings.pop("seconds", None)
+    return all(
+        section in run.settings and settings.items() <= run.settings[section].items()
+        for section, settings in named.items()
+    )
 
 
 def _lesson(recipe: Recipe, split: Split) -> dict[str, Any]:
@@ -202,7 +232,11 @@ def _tell(run: Run) -> None:
     said = f"{point.passes} passes, {point.cpu_seconds:,.0f} CPU-s, validation {_figures(point.validation)}"
     if run.test is not None:
         said = f"test {_figures(run.test.catalogue)}"
-    Console(stderr=True, width=140).print(f"{run.name}, seed {run.seed}: {said}", highlight=False)
+    _say(f"{run.name}, seed {run.seed}: {said}")
+
+
+def _say(line: str) -> None:
+    Console(stderr=True, width=140).print(line, highlight=False)
 
 
 def _figures(figures: Figures) -> str:

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import torch
 
-from benchmarks.protocol import Figures, Judged, Split, judge
+from benchmarks.protocol import Figures, Fingerprint, Judged, Split, judge
 from benchmarks.recipes import Recipe
 from model.sasrec import SASRec
 from model.settings import ModelSettings
@@ -49,6 +49,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     seed: int
     settings: dict[str, Any]
+    data: Fingerprint | None = None
+    """What it was learnt from; None in files that did not say so yet, which are not reported."""
     threads: int
     parameters: int
     points: tuple[Point, ...] = ()
@@ -85,6 +87,7 @@ def fit(name: str, recipe: Recipe, split: Split, *, seed: int, stop: threading.E
         name=name,
         seed=seed,
         settings=as_dict(recipe),
+        data=split.fingerprint(),
         threads=torch.get_num_threads(),
         parameters=_parameters(recipe.model, items=split.items),
     )

@@ -14,6 +14,7 @@ Ties count against the model.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -65,15 +66,29 @@ class Question(NamedTuple):
     target: int
 
 
+class Fingerprint(NamedTuple):
+    """Which file it is."""
+
+    users: int
+    items: int
+    rows: int
+    digest: str
+    """Of what every user has, in order: SHA-256, its first 16 digits."""
+
+
 class Split(NamedTuple):
     """Users' items as rows 1 to `items`, oldest first."""
 
     sequences: Sequence[Int[np.ndarray, " _"]]
     items: int
 
-    def fingerprint(self) -> tuple[int, int, int]:
-        """Users, items and rows: which file it is."""
-        return len(self.sequences), self.items, sum(len(row_E) for row_E in self.sequences)
+    def fingerprint(self) -> Fingerprint:
+        """The same for the same users, items and order, whatever they are called."""
+        digest = hashlib.sha256()
+        for row_E in self.sequences:
+            digest.update(len(row_E).to_bytes(8, "little") + row_E.astype("<i8").tobytes())
+        rows = sum(len(row_E) for row_E in self.sequences)
+        return Fingerprint(len(self.sequences), self.items, rows, digest.hexdigest()[:16])
 
     def training(self) -> list[Int[np.ndarray, " _"]]:
         """What may be learnt: all but the last two items; all of users who are not tested."""

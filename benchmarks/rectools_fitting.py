@@ -21,12 +21,7 @@ _SCRIPT = Path(__file__).with_name("rectools_curve.py")
 
 def fit_rectools(recipe: Recipe, split: Split, *, seed: int, threads: int) -> Run:
     """A network of the recipe's shape, for as long, with everything else as RecTools has it by default."""
-    settings = {
-        **recipe.model.model_dump(include={"units", "heads", "blocks", "dropout", "max_length"}),
-        "seconds": recipe.retrain.max_seconds,
-        "threads": threads,
-        "seed": seed,
-    }
+    settings = rectools_settings(recipe, seed=seed, threads=threads)
     with tempfile.NamedTemporaryFile(suffix=".npz") as file:
         np.savez(file, **_arrays(split))
         file.flush()
@@ -35,12 +30,23 @@ def fit_rectools(recipe: Recipe, split: Split, *, seed: int, threads: int) -> Ru
         name=NAME,
         seed=seed,
         settings={NAME: settings},
+        data=split.fingerprint(),
         threads=threads,
         parameters=said.parameters,
         points=tuple(_point(point) for point in said.points),
         test=Judged(Figures(said.test.hr, said.test.ndcg), None),
         finished=True,
     )
+
+
+def rectools_settings(recipe: Recipe, *, seed: int, threads: int) -> dict[str, Any]:
+    """All that a run of RecTools is told."""
+    return {
+        **recipe.model.model_dump(include={"units", "heads", "blocks", "dropout", "max_length"}),
+        "seconds": recipe.retrain.max_seconds,
+        "threads": threads,
+        "seed": seed,
+    }
 
 
 class _Seen(msgspec.Struct):

@@ -103,7 +103,7 @@ def test_any_file_of_users_and_items_in_order_will_do(name: str, tmp_path: Path)
     found = read_split(path)
 
     assert [row_E.tolist() for row_E in found.sequences] == [[1, 2, 3], [2, 1]]
-    assert found.fingerprint() == (2, 3, 5)
+    assert found.fingerprint()[:3] == (2, 3, 5)
 
 
 def test_a_file_that_is_not_there_is_asked_for(tmp_path: Path) -> None:
