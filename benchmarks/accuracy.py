@@ -4,7 +4,8 @@
 
 Leave one out: the last item of every user is the test, the one before it says when to stop, the rest is learnt
 (benchmarks/protocol.py says how items are ranked). `--data` takes any file whose first two columns are user and item,
-in the order of time; by default the MovieLens-1M of the SASRec paper where it lies in ../shared/data. Every run is
+in the order of time (parquet, or text with columns parted by tab, comma, semicolon, bar, `::` or space, with a heading
+or without); by default the MovieLens-1M of the SASRec paper where it lies in ../shared/data. Every run is
 learnt by the code of the scheduled retrain (trainer/passes.py), with the settings of benchmarks/recipes.py.
 
 `--minutes` bounds the training of each run, in CPU minutes: they are the same whatever else the machine does. What was
@@ -31,7 +32,7 @@ from rich.console import Console
 from benchmarks.common import Baseline, Goal, Row, arguments, explained, report, row
 from benchmarks.curves import draw_curves
 from benchmarks.fitting import Run, as_dict, fit
-from benchmarks.protocol import Figures, Judged, Split, read_split
+from benchmarks.protocol import CANDIDATES, Figures, Judged, Split, read_split
 from benchmarks.recipes import RECIPES, Recipe
 from benchmarks.rectools_fitting import NAME as RECTOOLS
 from benchmarks.rectools_fitting import fit_rectools, rectools_settings
@@ -100,6 +101,8 @@ def main() -> None:
     for number in (SIGINT, SIGTERM):
         signal(number, lambda *_: stop.set())
     split = read_split(options.data)
+    if split.candidates() is None:
+        _say(f"a user lacks fewer than {CANDIDATES} of the {split.items} items: only the whole catalogue is ranked")
     wanted = [(name, seed) for seed in range(1, options.seeds + 1) for name in options.loss]
     runs = [run for name, seed in wanted if (run := _run(name, seed, split, options, stop)) is not None]
     if not runs:
