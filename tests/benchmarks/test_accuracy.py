@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import accuracy
+from benchmarks.common import Row
 from benchmarks.fitting import Point, Run, as_dict
 from benchmarks.protocol import Figures, Judged, Split
 from benchmarks.recipes import RECIPES
@@ -167,3 +168,24 @@ def test_on_other_data_nothing_is_promised_and_nothing_published_is_beside_it() 
     rows = accuracy._rows([learnt("bpr")], is_papers=False)
 
     assert all(line.met is None and line.baseline is None for line in rows)
+
+
+def verdict_between(runs: list[Run]) -> Row:
+    """Of the last row, which holds the headline against the other."""
+    return accuracy._rows(runs, is_papers=True)[-1]
+
+
+def test_losses_that_learnt_as_long_are_judged_beside_each_other() -> None:
+    told = verdict_between([learnt("bpr", seconds=1_000.0), learnt("gbce", seconds=950.0, ndcg=0.21)])
+
+    assert told.ratio == pytest.approx(0.20 / 0.21)
+    assert told.met is True
+
+
+def test_losses_of_unlike_training_stand_beside_each_other_without_a_verdict() -> None:
+    told = verdict_between([learnt("bpr", seconds=2_700.0), learnt("gbce", seconds=240.0, ndcg=0.15)])
+
+    assert told.ratio == pytest.approx(0.20 / 0.15)
+    assert told.goal is None
+    assert told.met is None
+    assert "2,700 against 240 CPU-s" in told.what
