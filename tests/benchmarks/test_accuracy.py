@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import accuracy
 from benchmarks.common import Row
-from benchmarks.fitting import Point, Run, as_dict
+from benchmarks.fitting import HALF_HOUR, Point, Run, as_dict
 from benchmarks.protocol import Figures, Judged, Split
 from benchmarks.recipes import RECIPES
 from benchmarks.rectools_fitting import NAME as RECTOOLS
@@ -31,6 +31,7 @@ def options(results: Path, **changed: object) -> Namespace:
         "found": False,
         "again": False,
         "quick": False,
+        "cpu_minutes": None,
         "data": Path("that.csv"),
         "minutes": SECONDS / 60.0,
     }
@@ -48,6 +49,7 @@ def learnt(name: str, *, split: Split = SPLIT, seconds: float = SECONDS, ndcg: f
     )
     return Run(
         name=name,
+        clock="wall",
         seed=seed,
         settings=settings,
         data=split.fingerprint(),
@@ -127,7 +129,7 @@ def test_over_a_small_catalogue_bpr_is_found_as_cross_entropy(tmp_path: Path) ->
 def test_rectools_is_found_by_all_its_settings(tmp_path: Path) -> None:
     said = options(tmp_path)
     recipe = accuracy._bounded(RECIPES[accuracy.HEADLINE], said)
-    settings = {RECTOOLS: rectools_settings(recipe, seed=1, threads=said.threads)}
+    settings = {RECTOOLS: rectools_settings(recipe, seed=1, threads=said.threads, clock="wall")}
     run = written(tmp_path, msgspec.structs.replace(learnt("bpr"), name=RECTOOLS, settings=settings))
 
     assert found(RECTOOLS, said) == run
@@ -189,3 +191,50 @@ def test_losses_of_unlike_training_stand_beside_each_other_without_a_verdict() -
     assert told.goal is None
     assert told.met is None
     assert "2,700 against 240 CPU-s" in told.what
+
+
+def test_a_run_of_another_clock_is_learnt_anew_unless_it_is_only_looked_for(tmp_path: Path) -> None:
+    run = written(tmp_path, msgspec.structs.replace(learnt("bce"), clock="cpu"))
+
+    assert found("bce", options(tmp_path)) is None
+    assert found("bce", options(tmp_path, minutes=None, cpu_minutes=SECONDS / 60.0)) == run
+    assert found("bce", options(tmp_path, found=True)) == run
+
+
+def test_without_a_word_a_run_takes_half_an_hour_by_the_clock(tmp_path: Path) -> None:
+    said = options(tmp_path, minutes=None)
+
+    assert accuracy._clock(said) == "wall"
+    assert all(accuracy._bounded(recipe, said).retrain.max_seconds == HALF_HOUR["wall"] for recipe in RECIPES.values())
+
+
+def told_of(run: Run) -> dict[str, Row]:
+    return {line.what: line for line in accuracy._rows([run], is_papers=True)}
+
+
+def test_what_was_learnt_in_half_an_hour_is_held_against_the_goals() -> None:
+    rows = told_of(learnt("bpr", seconds=1_800.0))
+
+    assert rows["bpr: NDCG@10, whole catalogue"].met is True
+    assert rows["bpr: training, by the clock"].met is True
+
+
+def test_of_a_longer_run_only_what_it_knew_by_then_is_held_against_the_goals() -> None:
+    long = learnt("bpr", seconds=2_700.0, ndcg=0.2)
+    known = Judged(Figures(0.3, 0.17), None)
+
+    rows = told_of(msgspec.structs.replace(long, test_in_half_an_hour=known))
+
+    assert rows["bpr: NDCG@10, whole catalogue"].goal is None
+    assert rows["bpr by half an hour: NDCG@10, whole catalogue"].ours == pytest.approx(0.17)
+    assert rows["bpr by half an hour: NDCG@10, whole catalogue"].met is False
+    assert rows["bpr: training, by the clock"].met is False
+    assert all(line.goal is None for line in told_of(long).values() if "training" not in line.what)
+
+
+def test_forty_five_minutes_of_one_core_are_within_half_an_hour_of_two_but_not_by_the_clock() -> None:
+    rows = told_of(msgspec.structs.replace(learnt("bpr", seconds=2_700.0), clock="cpu", threads=1))
+
+    assert rows["bpr: NDCG@10, whole catalogue"].met is True
+    assert rows["bpr: training"].met is True
+    assert rows["bpr: training, by the clock"].met is False
