@@ -2,7 +2,7 @@
 
 Every few passes the validation items are ranked in both ways. Each way is judged in the end by the weights that ranked
 them best in that way: by NDCG@10 among the whole catalogue, by HR@10 among the drawn items. The seconds are those of
-training alone.
+training alone, without the looks. A run that goes on for more than half an hour also says what it had learnt by then.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import torch
 
-from benchmarks.protocol import Figures, Judged, Split, judge
+from benchmarks.protocol import Figures, Fingerprint, Judged, Split, judge
 from benchmarks.recipes import Recipe
 from model.sasrec import SASRec
 from model.settings import ModelSettings
@@ -28,6 +28,14 @@ LOOKS = 24
 """At the validation items, evenly over the training."""
 PATIENCE = 16
 """Looks without a better one after which a run ends."""
+
+ClockName = Literal["wall", "cpu"]
+CLOCKS: dict[ClockName, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""What may bound a training: the clock on the wall, or the processor time of this process."""
+HALF_HOUR: dict[ClockName, float] = {"wall": 1_800.0, "cpu": 3_600.0}
+"""Seconds of half an hour on a machine of two cores."""
+LAST_STEP = 1.01
+"""By so much of its time a run may take longer: the step that is under way is finished."""
 
 Weights = dict[str, torch.Tensor]
 
@@ -49,15 +57,29 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     seed: int
     settings: dict[str, Any]
+    data: Fingerprint | None = None
+    """What it was learnt from; None in files that did not say so yet, which are not reported."""
     threads: int
+    clock: ClockName = "cpu"
+    """By which `retrain.max_seconds` bounded it; by CPU seconds in files that do not say."""
     parameters: int
     points: tuple[Point, ...] = ()
     test: Judged | None = None
     """Both ways, of the weights that were best on the validation items among the whole catalogue."""
     test_sampled: Figures | None = None
     """Among the drawn items, of the weights that were best there on the validation items."""
+    test_in_half_an_hour: Judged | None = None
+    """Of the weights that were best within `HALF_HOUR`, where the training went on for longer. The rate had not come
+    down by then: a run of half an hour is better."""
     finished: bool = False
     """Not where somebody stopped it."""
+
+    @property
+    def is_in_half_an_hour(self) -> bool:
+        """Whether the training took no longer, by the clock that bounded it."""
+        last = self.points[-1]
+        seconds = last.wall_seconds if self.clock == "wall" else last.cpu_seconds
+        return seconds <= HALF_HOUR[self.clock] * LAST_STEP
 
     @property
     def best(self) -> Point:
@@ -70,11 +92,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.points, key=lambda point: point.validation_sampled.hr if point.validation_sampled else 0.0)
 
 
-def fit(name: str, recipe: Recipe, split: Split, *, seed: int, stop: threading.Event) -> Iterator[Run]:
+def fit(
+    name: str, recipe: Recipe, split: Split, *, seed: int, clock: ClockName, stop: threading.Event
+) -> Iterator[Run]:
     """The run as it stands after each look at the validation items, the last time with its test.
 
-    `retrain.max_seconds` bounds the training in CPU seconds of this process, in which somebody else's load does not
-    show. With `stop` set the run ends where it is; before its first step there is none.
+    `retrain.max_seconds` bounds the training by the clock on the wall or in CPU seconds of this process, in which
+    somebody else's load does not show. With `stop` set the run ends where it is; before its first step there is none.
     """
     trainer = recipe.trainer.model_copy(update={"seed": seed})
     learner = Learner(recipe.model, trainer)
@@ -85,37 +109,61 @@ def fit(name: str, recipe: Recipe, split: Split, *, seed: int, stop: threading.E
         name=name,
         seed=seed,
         settings=as_dict(recipe),
+        data=split.fingerprint(),
         threads=torch.get_num_threads(),
+        clock=clock,
         parameters=_parameters(recipe.model, items=split.items),
     )
-    wall = _Stopwatch(time.perf_counter)
-    best: Weights = {}
-    best_sampled: Weights = {}
-    for taught in learn_in_passes(learner, stretches, recipe.retrain, clock=time.process_time, stop=stop):
-        wall.pause()
+    spent = {name: _Stopwatch(now) for name, now in CLOCKS.items()}
+    kept = _Kept({}, {}, {})
+    for taught in learn_in_passes(learner, stretches, recipe.retrain, clock=CLOCKS[clock], stop=stop):
+        for stopwatch in spent.values():
+            stopwatch.pause()
         if taught.progress * LOOKS >= len(run.points) + 1:
             judged = judge(learner.network, split, "validation", candidate_BC=candidate_BC)
-            run = msgspec.structs.replace(run, points=(*run.points, _point(taught, judged, wall.seconds)))
-            if run.best is run.points[-1]:
-                best = _weights(learner, split)
-            if run.best_sampled is run.points[-1]:
-                best_sampled = _weights(learner, split)
+            run = msgspec.structs.replace(run, points=(*run.points, _point(taught, judged, spent)))
+            kept = _kept(kept, run, learner, rows=split.items + 1)
             yield run
             if len(run.points) - run.points.index(run.best) > PATIENCE:
                 break
-        wall.go_on()
-    if not run.points:
-        return
-    test, test_sampled = (
-        judge(
-            SASRec.from_tensors(recipe.model, weights, capacity=split.items + 1),
-            split,
-            "test",
-            candidate_BC=candidate_BC,
-        )
-        for weights in (best, best_sampled)
-    )
-    yield msgspec.structs.replace(run, test=test, test_sampled=test_sampled.sampled, finished=not stop.is_set())
+        for stopwatch in spent.values():
+            stopwatch.go_on()
+    if run.points:
+        yield msgspec.structs.replace(_tested(run, kept, recipe.model, split), finished=not stop.is_set())
+
+
+class _Kept(NamedTuple):
+    """The weights that were best on the validation items: in each way of ranking, and within half an hour."""
+
+    best: Weights
+    best_sampled: Weights
+    best_in_half_an_hour: Weights
+
+
+def _kept(kept: _Kept, run: Run, learner: Learner, *, rows: int) -> _Kept:
+    """After one more look."""
+    newest = run.points[-1]
+    if run.best is newest:
+        kept = kept._replace(best=_weights(learner, rows))
+    if run.best_sampled is newest:
+        kept = kept._replace(best_sampled=_weights(learner, rows))
+    return kept._replace(best_in_half_an_hour=kept.best) if run.is_in_half_an_hour else kept
+
+
+def _tested(run: Run, kept: _Kept, model: ModelSettings, split: Split) -> Run:
+    """With the test, of the weights that were kept for it."""
+    candidate_BC = split.candidates()
+
+    def of(weights: Weights) -> Judged:
+        network = SASRec.from_tensors(model, weights, capacity=split.items + 1)
+        return judge(network, split, "test", candidate_BC=candidate_BC)
+
+    run = msgspec.structs.replace(run, test=of(kept.best))
+    if candidate_BC is not None:
+        run = msgspec.structs.replace(run, test_sampled=of(kept.best_sampled).sampled)
+    if kept.best_in_half_an_hour and not run.is_in_half_an_hour:
+        run = msgspec.structs.replace(run, test_in_half_an_hour=of(kept.best_in_half_an_hour))
+    return run
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
@@ -125,9 +173,9 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     return sections
 
 
-def _weights(learner: Learner, split: Split) -> Weights:
+def _weights(learner: Learner, rows: int) -> Weights:
     """As they stand."""
-    return {key: weight.clone() for key, weight in learner.network.tensors(rows=split.items + 1).items()}
+    return {key: weight.clone() for key, weight in learner.network.tensors(rows=rows).items()}
 
 
 class _Stopwatch:
@@ -143,11 +191,11 @@ class _Stopwatch:
         self._since = self._clock()
 
 
-def _point(taught: Pass, judged: Judged, wall_seconds: float) -> Point:
+def _point(taught: Pass, judged: Judged, spent: dict[ClockName, _Stopwatch]) -> Point:
     return Point(
         passes=taught.number,
-        cpu_seconds=taught.seconds,
-        wall_seconds=wall_seconds,
+        cpu_seconds=spent["cpu"].seconds,
+        wall_seconds=spent["wall"].seconds,
         loss=taught.loss,
         validation=judged.catalogue,
         validation_sampled=judged.sampled,

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.fitting import Point, Run
+from benchmarks.fitting import ClockName, Point, Run
 from benchmarks.peers import heard
 from benchmarks.protocol import SHORTEST, Figures, Judged, Split
 from benchmarks.recipes import Recipe
@@ -19,14 +19,9 @@ NAME = "rectools"
 _SCRIPT = Path(__file__).with_name("rectools_curve.py")
 
 
-def fit_rectools(recipe: Recipe, split: Split, *, seed: int, threads: int) -> Run:
+def fit_rectools(recipe: Recipe, split: Split, *, seed: int, threads: int, clock: ClockName) -> Run:
     """A network of the recipe's shape, for as long, with everything else as RecTools has it by default."""
-    settings = {
-        **recipe.model.model_dump(include={"units", "heads", "blocks", "dropout", "max_length"}),
-        "seconds": recipe.retrain.max_seconds,
-        "threads": threads,
-        "seed": seed,
-    }
+    settings = rectools_settings(recipe, seed=seed, threads=threads, clock=clock)
     with tempfile.NamedTemporaryFile(suffix=".npz") as file:
         np.savez(file, **_arrays(split))
         file.flush()
@@ -35,12 +30,25 @@ def fit_rectools(recipe: Recipe, split: Split, *, seed: int, threads: int) -> Ru
         name=NAME,
         seed=seed,
         settings={NAME: settings},
+        data=split.fingerprint(),
         threads=threads,
+        clock=clock,
         parameters=said.parameters,
         points=tuple(_point(point) for point in said.points),
         test=Judged(Figures(said.test.hr, said.test.ndcg), None),
         finished=True,
     )
+
+
+def rectools_settings(recipe: Recipe, *, seed: int, threads: int, clock: ClockName) -> dict[str, Any]:
+    """All that a run of RecTools is told."""
+    return {
+        **recipe.model.model_dump(include={"units", "heads", "blocks", "dropout", "max_length"}),
+        "seconds": recipe.retrain.max_seconds,
+        "clock": clock,
+        "threads": threads,
+        "seed": seed,
+    }
 
 
 class _Seen(msgspec.Struct):

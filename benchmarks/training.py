@@ -5,10 +5,12 @@
 The paper's setting for MovieLens-1M: length 200, 2 blocks, 1 head, 50 units, batches of 128, binary cross-entropy with
 one negative, every item of a sequence predicted from those before it. Ours, the step of `benchmarks.textbook` and that
 of RecTools (in an environment of its own, made by the first run) learn the same batches in turn, with 1 and 2 threads.
-The floor is the time of the matrix products alone, without padding, attention by half (it is causal), at the rate that
-torch reaches here for products of these shapes. Then a step of every loss, with 256 shared negatives, beside BCE; and
+The floor is the time of the matrix products alone, without padding, attention by half (it is causal), at the best rate
+that torch reaches here for products of these columns, over several numbers of rows; who beats it shows that it was
+measured too low, which is an error. Then a step of every loss, with 256 shared negatives, beside BCE; and
 what the optimiser's step costs with a million items. Where torch finds CUDA, our step there as well: by how much it
-falls short of products of bfloat16 at the rate that is measured, and the largest batch that fits.
+falls short of products of bfloat16 at the rate that is measured, and the largest batch that fits, both with shapes as
+they come and fixed; memory that runs out costs a row, not the report.
 
 `--data` takes a parquet file of (user, item) in time order; without it users have as many items as MovieLens-1M's.
 """
@@ -16,12 +18,14 @@ falls short of products of bfloat16 at the rate that is measured, and the larges
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
+import gc
+import math
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -55,6 +59,15 @@ FEW_ITEMS, MANY_ITEMS, TOUCHED = 4_000, 1_000_000, 1_000
 SYNTHETIC_USERS = 2_000
 MOST_SEQUENCES = 65_536
 """Of the batches that are tried on a GPU."""
+FINENESS = 16
+"""The largest that fits is found to one part in so many."""
+ROW_COUNTS = (64, 256, 1_024, 4_096, BATCH * SETTINGS.max_length)
+"""Of the products that are timed: from those whose operands stay in the cache to a whole padded batch."""
+DEVICE_ROW_COUNTS = (*ROW_COUNTS, 8 * ROW_COUNTS[-1], 64 * ROW_COUNTS[-1])
+"""A GPU comes to its rate by larger ones."""
+OPERATIONS_TIMED = 50_000_000
+"""Floating-point operations between two readings of the clock, or one product where that has more."""
+FLOOR, DEVICE_FLOOR = "matrix products alone", "products of bfloat16 alone"
 SHORT = "cross_entropy, bfloat16 products:"
 """As by `trainer.softmax_products`."""
 Shapes = Literal["as they come", "fixed"]
@@ -186,9 +199,12 @@ def main() -> None:
         with contextlib.nullcontext() if options.without_rectools else rectools(threads=threads) as peer:
             rows += beside_others(sequences, peer, threads=threads, rounds=rounds)
     rows += [*between_losses(sequences, rounds=rounds), with_many_items(rounds=rounds)]
-    if torch.cuda.is_available():
-        rows += on_device("cuda", sequences, rounds=rounds)
-    report("training", rows)
+    try:
+        if torch.cuda.is_available():
+            rows.extend(on_device("cuda", sequences, rounds=rounds))
+    finally:
+        report("training", rows)
+    check_floors(rows)
 
 
 def read_sequences(path: Path) -> list[np.ndarray]:
@@ -253,7 +269,7 @@ def beside_others(sequences: list[np.ndarray], peer: RecTools | None, *, threads
         for name in steps
         if name != "ours"
     ]
-    floor = Baseline("matrix products alone", BATCH / floor_seconds(sequences))
+    floor = Baseline(FLOOR, BATCH / floor_seconds(sequences))
     return [*rows, row(what, ours, unit="sequences/s", baseline=floor, goal=Goal("at least", 0.25))]
 
 
@@ -271,43 +287,132 @@ def operations(sequences: list[np.ndarray]) -> float:
     return 3 * SETTINGS.blocks * (dense + attention)
 
 
-def product_rate(*, device: str = "cpu", kind: torch.dtype = torch.float32) -> float:
-    """Floating-point operations a second of a product as the network makes them."""
-    positions, units = BATCH * SETTINGS.max_length, SETTINGS.units
-    left, right = (torch.randn(shape, device=device).to(kind) for shape in ((positions, units), (units, 3 * units)))
+def product_rate(
+    *, device: str = "cpu", kind: torch.dtype = torch.float32, row_counts: Sequence[int] | None = None
+) -> float:
+    """Floating-point operations a second of products with as many columns as the network's, at the best row count."""
+    chosen = row_counts or (ROW_COUNTS if device == "cpu" else DEVICE_ROW_COUNTS)
+    return max(_product_rate(rows, torch.device(device), kind) for rows in chosen)
+
+
+def _product_rate(rows: int, device: torch.device, kind: torch.dtype) -> float:
+    """Into memory that is there already, so often in a row that the clock and the call hardly count."""
+    units = SETTINGS.units
+    shapes = ((rows, units), (units, 3 * units), (rows, 3 * units))
+    left, right, product = (torch.randn(shape, device=device).to(kind) for shape in shapes)
+    operations_once = 2 * rows * units * 3 * units
+    times = max(1, OPERATIONS_TIMED // operations_once)
 
     def multiply() -> None:
-        left @ right
-        _finish(left.device)
+        for _ in range(times):
+            torch.mm(left, right, out=product)
+        _finish(device)
 
-    best = min(_seconds(multiply) for _ in range(20))
-    return 2 * positions * units * 3 * units / best
+    return times * operations_once / min(_seconds(multiply) for _ in range(20))
 
 
-def on_device(device: str, sequences: list[np.ndarray], *, rounds: int, most: int = MOST_SEQUENCES) -> list[Row]:
-    """A step with one negative on a GPU: at the paper's batch and at the largest that fits, of at most so many."""
+def check_floors(rows: Sequence[Row]) -> None:
+    """Nothing is faster than its own products: where it seems so, the floor is wrong.
+
+    Raises:
+        ValueError: a step that beats the products alone.
+    """
+    for told in rows:
+        if told.baseline_name in (FLOOR, DEVICE_FLOOR) and told.ratio is not None and told.ratio > 1.0:
+            raise ValueError(
+                f"{told.what} reached {told.ratio:.1f} times its floor, the {told.baseline_name}: "
+                "that rate was measured too low; measure again with nothing else on the machine"
+            )
+
+
+class Largest(NamedTuple):
+    """The largest batch that was seen to fit; 0 where not even the first did."""
+
+    size: int
+    is_bounded: bool
+    """Larger ones were not tried."""
+
+
+def largest_that_fits(fits: Callable[[int], bool], *, first: int, most: int) -> Largest:
+    """Found by doubling, and between the last two sizes by halving, to a sixteenth of it; no more than `most`."""
+    if not fits(first):
+        return Largest(0, is_bounded=False)
+    size = first
+    while size < most:
+        larger = min(2 * size, most)
+        if not fits(larger):
+            return Largest(_largest_between(fits, size, larger), is_bounded=False)
+        size = larger
+    return Largest(size, is_bounded=True)
+
+
+def _largest_between(fits: Callable[[int], bool], fitting: int, too_large: int) -> int:
+    while too_large - fitting > max(1, fitting // FINENESS):
+        middle = (fitting + too_large) // 2
+        if fits(middle):
+            fitting = middle
+        else:
+            too_large = middle
+    return fitting
+
+
+def on_device(device: str, sequences: list[np.ndarray], *, rounds: int, most: int = MOST_SEQUENCES) -> Iterator[Row]:
+    """A step with one negative on a GPU: at the paper's batch and at the largest that fits, of at most so many.
+
+    What does not fit after all is told as such, and the others go on.
+    """
     rate = product_rate(device=device, kind=torch.bfloat16)
-    largest, size = BATCH, BATCH
-    while size <= most and _fits(device, sequences, size):
-        largest, size = size, 2 * size
-    rows = [row(f"largest batch that fits, {device}", largest, unit="sequences")]
-    floor = Baseline("products of bfloat16 alone", rate / operations(sequences))
-    for batch, shapes in itertools.product(dict.fromkeys((BATCH, largest)), SHAPES):
-        step = Ours("bce", device=device, shapes=shapes)
-        learnt = batches(sequences, size=batch)
-        # Every shape is compiled when it is first met: as many steps again before those that count.
-        seconds = statistics.median([step(next(learnt)) for _ in range(2 * rounds + WARM_UP)][rounds + WARM_UP :])
-        what = f"BCE step of {batch:,} on {device}, shapes {shapes}"
-        rows.append(row(what, batch / seconds, unit="sequences/s", baseline=floor))
-    return rows
+    floor = Baseline(DEVICE_FLOOR, rate / operations(sequences))
+    for shapes in SHAPES:
+        fits = functools.partial(_fits, device, sequences, shapes)
+        largest = largest_that_fits(fits, first=BATCH, most=most)
+        bound = "at least, " if largest.is_bounded else ""
+        yield row(f"largest batch that fits, {bound}{device}, shapes {shapes}", largest.size, unit="sequences")
+        for batch in sorted({BATCH, largest.size} - {0}):
+            what = f"BCE step of {batch:,} on {device}, shapes {shapes}"
+            try:
+                seconds = _step_seconds(device, sequences, shapes, batch, rounds=rounds)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                what, seconds = f"{what}: out of memory", math.nan
+            _free(device)
+            yield row(what, batch / seconds, unit="sequences/s", baseline=floor)
 
 
-def _fits(device: str, sequences: list[np.ndarray], size: int) -> bool:
+def _step_seconds(device: str, sequences: list[np.ndarray], shapes: Shapes, batch: int, *, rounds: int) -> float:
+    """Every shape is compiled when it is first met: as many steps again before those that count."""
+    step = Ours("bce", device=device, shapes=shapes)
+    learnt = batches(sequences, size=batch)
+    return statistics.median([step(next(learnt)) for _ in range(2 * rounds + WARM_UP)][rounds + WARM_UP :])
+
+
+def _fits(device: str, sequences: list[np.ndarray], shapes: Shapes, size: int) -> bool:
+    """Whether a few batches of so many can be learnt; they are of unlike lengths."""
     try:
-        Ours("bce", device=device)(next(batches(sequences, size=size)))
-    except torch.OutOfMemoryError:
+        _step_seconds(device, sequences, shapes, size, rounds=1)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
         return False
+    finally:
+        _free(device)
     return True
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Also where the compiler or the library of products only passes it on."""
+    if error is None:
+        return False
+    is_so = isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+    return is_so or _is_out_of_memory(error.__cause__)
+
+
+def _free(device: str) -> None:
+    """What the last step left behind must not be in the way of the next."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _finish(device: torch.device) -> None:

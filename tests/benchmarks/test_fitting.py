@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from benchmarks.fitting import Run, as_dict, fit
+from benchmarks.fitting import CLOCKS, HALF_HOUR, ClockName, Run, as_dict, fit
 from benchmarks.protocol import Split
 from benchmarks.recipes import RECIPES, Recipe
 from model.settings import ModelSettings
@@ -37,7 +37,7 @@ def recipe(*, epochs: int, loss: Literal["bpr", "cross_entropy"] = "bpr") -> Rec
 
 
 def last(*, epochs: int, loss: Literal["bpr", "cross_entropy"] = "bpr") -> Run:
-    (*_, run) = fit("x", recipe(epochs=epochs, loss=loss), split(), seed=3, stop=threading.Event())
+    (*_, run) = fit("x", recipe(epochs=epochs, loss=loss), split(), seed=3, clock="cpu", stop=threading.Event())
     return run
 
 
@@ -67,7 +67,7 @@ def test_bpr_over_the_whole_catalogue_is_cross_entropy() -> None:
 
 def test_who_is_stopped_is_judged_by_what_was_best() -> None:
     stop = threading.Event()
-    runs = fit("x", recipe(epochs=4), split(), seed=3, stop=stop)
+    runs = fit("x", recipe(epochs=4), split(), seed=3, clock="cpu", stop=stop)
     first = next(runs)
 
     stop.set()
@@ -82,7 +82,7 @@ def test_who_is_stopped_before_the_first_step_has_learnt_nothing() -> None:
     stop = threading.Event()
     stop.set()
 
-    assert list(fit("x", recipe(epochs=4), split(), seed=3, stop=stop)) == []
+    assert list(fit("x", recipe(epochs=4), split(), seed=3, clock="cpu", stop=stop)) == []
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -105,3 +105,34 @@ def test_each_way_of_ranking_is_judged_by_the_weights_that_were_best_in_it() -> 
     )
     if run.best is run.best_sampled:
         assert run.test_sampled == run.test.sampled
+
+
+def test_a_run_is_bounded_by_the_clock_that_was_named() -> None:
+    bounded = recipe(epochs=10_000)._replace(
+        retrain=RetrainSettings(epochs=10_000, batch_users=8, learning_rate=0.02, max_seconds=0.5)
+    )
+
+    runs: dict[ClockName, Run] = {
+        clock: list(fit("x", bounded, split(), seed=3, clock=clock, stop=threading.Event()))[-1] for clock in CLOCKS
+    }
+
+    assert [run.clock for run in runs.values()] == list(CLOCKS)
+    assert runs["wall"].points[-1].wall_seconds >= 0.5
+    assert runs["cpu"].points[-1].cpu_seconds >= 0.5
+    assert all(run.is_in_half_an_hour and run.test_in_half_an_hour is None for run in runs.values())
+
+
+def test_a_longer_run_is_also_judged_by_what_it_knew_after_half_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fit("x", recipe(epochs=12), split(), seed=3, clock="cpu", stop=threading.Event())
+    first = next(whole)
+    monkeypatch.setitem(HALF_HOUR, "cpu", first.points[-1].cpu_seconds)
+    (*_, run) = whole
+    stop = threading.Event()
+    stopped = fit("x", recipe(epochs=12), split(), seed=3, clock="cpu", stop=stop)
+    next(stopped)
+    stop.set()
+    (*_, sooner) = stopped
+
+    assert not run.is_in_half_an_hour
+    assert run.test_in_half_an_hour == sooner.test
+    assert run.test != sooner.test
