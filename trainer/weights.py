@@ -22,7 +22,10 @@ from trainer.settings import TrainerSettings
 Outcome = Literal["organic", "exact", "estimated", "unknown", "fixed", "invalid"]
 
 MIN_EXAMINATION = 0.05
+LARGEST_CAP = 1e300
+"""Whatever the cap, sums of weights stay finite: also for 1/p of the smallest floats, which is infinite."""
 BISECTIONS = 40
+"""Of the logarithm, which finds a cap to a billionth of it."""
 CAP_SHARE: dict[Outcome, float] = {"exact": 1.0, "estimated": 0.5, "unknown": 0.5}
 """Outcomes with a propensity, known or estimated here, and the share of the cap that 1/p may reach."""
 
@@ -72,7 +75,11 @@ def balanced(served: Served) -> float | None:
 
 def effective_sample_size(weight_N: Float[np.ndarray, " N"]) -> float:
     """`(sum w)^2 / sum w^2`: as many clicks of equal weight would say as much."""
-    return float(weight_N.sum() ** 2 / np.square(weight_N).sum()) if weight_N.size else 0.0
+    if not weight_N.size:
+        return 0.0
+    # Squares of very large weights would be infinite; how large they are together does not matter.
+    share_N = weight_N / weight_N.max()
+    return float(share_N.sum() ** 2 / np.square(share_N).sum())
 
 
 class Evidence(NamedTuple):
@@ -101,7 +108,10 @@ NOTHING = Evidence(np.empty(0), np.empty(0), np.empty(0))
 
 
 def largest_cap(evidence: Evidence, *, min_effective_share: float) -> float:
-    """The largest cap, by bisection, with an effective sample size of at least that share of the clicks; at least 1."""
+    """The largest cap with an effective sample size of at least that share of the clicks; at least 1.
+
+    By bisection of its logarithm: a single tiny propensity must not put all others beyond reach.
+    """
     if not evidence.inverse_N.size:
         return 1.0
     mean_examination = evidence.mean_examination()
@@ -110,11 +120,11 @@ def largest_cap(evidence: Evidence, *, min_effective_share: float) -> float:
     def holds(cap: float) -> bool:
         return effective_sample_size(evidence.weights(cap=cap, mean_examination=mean_examination)) >= enough
 
-    low, high = 1.0, float((evidence.inverse_N / evidence.cap_share_N).max())
+    low, high = 1.0, min(LARGEST_CAP, float((evidence.inverse_N / evidence.cap_share_N).max()))
     if holds(high):
         return high
     for _ in range(BISECTIONS):
-        middle = (low + high) / 2
+        middle = math.sqrt(low) * math.sqrt(high)
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
@@ -169,7 +179,7 @@ class Weigher:
 
     def _measure(self) -> None:
         fixed, share = self._settings.propensity_cap, self._settings.min_effective_share
-        self.cap = fixed if fixed is not None else largest_cap(self.window, min_effective_share=share)
+        self.cap = min(fixed, LARGEST_CAP) if fixed is not None else largest_cap(self.window, min_effective_share=share)
         self._mean_examination = self.window.mean_examination()
         weight_W = self.window.weights(cap=self.cap, mean_examination=self._mean_examination)
         self._mean_weight = float(weight_W.mean()) if weight_W.size else 1.0
