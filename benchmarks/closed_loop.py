@@ -18,6 +18,7 @@ from model.ranking import TopK, top_k
 from model.settings import ModelSettings
 from stream.events import Source
 from stream.examples import ClickExample, Example, ExampleId, Served, ShownItem, SlateExample
+from trainer.exposure import gini
 from trainer.learner import Learner
 from trainer.settings import TrainerSettings
 
@@ -245,13 +246,6 @@ class Loop:
         chance_N[self._histories[user]] = 0.0
         discount_K = 1.0 / np.log2(np.arange(2.0, SLATE + 2))
         return float(chance_N[item_K] @ discount_K / (np.sort(chance_N)[::-1][:SLATE] @ discount_K))
-
-
-def gini(count_N: np.ndarray) -> float:
-    """0 where all are equal, towards 1 where one has everything."""
-    sorted_N = np.sort(count_N)
-    rank_N = np.arange(1, len(sorted_N) + 1)
-    return float((2 * rank_N - len(sorted_N) - 1) @ sorted_N / (len(sorted_N) * sorted_N.sum()))
 
 
 def _source(slate: Slate, slot: int) -> Source:

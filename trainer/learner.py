@@ -38,10 +38,11 @@ from trainer.probation import Probation
 from trainer.replay import Replay
 from trainer.restraints import restraints_of
 from trainer.settings import TrainerSettings
-from trainer.slates import collate_slates
+from trainer.slates import collate_slates, lacks_in
+from trainer.slots import Slots
 from trainer.step import Fault, Micro, Step, Stepped
 from trainer.waiting import Waiting
-from trainer.weights import Weigher, Weights
+from trainer.weights import Lack, Weigher, Weights
 
 REPLAYED_ITEMS_PER_POSITION = 2
 """Items kept per replayed user, in multiples of what the network can read."""
@@ -63,6 +64,8 @@ class Learnt(NamedTuple):
 
     stepped: Stepped
     weights: Weights
+    slate_lacks: Counter[Lack]
+    """Items of closed slates without a propensity, by reason."""
     refused: list[Refused]
     z_score: float
     """How far the loss stood above the usual (trainer/guard.py)."""
@@ -112,6 +115,7 @@ class Learner:
         )
         self.weigher = Weigher(trainer)
         self.exposure = Exposure(trainer.weight_window)
+        self.slots = Slots(trainer.weight_window)
         self.restraints = restraints_of(trainer, model)
         if self.restraints and crew.size > 1:
             raise ValueError(
@@ -168,6 +172,7 @@ class Learner:
         # 3.
         for slate in slates:
             self.exposure.observe(slate)
+            self.slots.observe(slate)
         weights = self.weigher.weigh(clicks, exposure=self.exposure)
         replayed = self.replayed(len({click.user_id for click in clicks}))
         # 4.
@@ -178,8 +183,9 @@ class Learner:
         self.guard.count(wary=mode == "wary")
         # 5.
         self._remember(clicks, weights, but=[one.example for one in refused])
-        self._count(clicks, trained=len(examples) - len(refused))
-        return Learnt(stepped, weights, refused, z_score, flooded, len(examples) - len(refused))
+        trained = len(examples) - len(refused)
+        self._count(clicks, trained=trained)
+        return Learnt(stepped, weights, lacks_in(slates), refused, z_score, flooded, trained)
 
     def _let(self, examples: Sequence[Example]) -> Let:
         window = self.settings.flood_window

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from stream.examples import ClickExample, Served
+from stream.examples import ClickExample, Served, ShownItem
 from trainer.exposure import Exposure
 from trainer.settings import TrainerSettings
 
 Outcome = Literal["organic", "exact", "estimated", "unknown", "fixed", "invalid"]
+Lack = Literal["not_logged", "missing", "not_a_number", "not_positive", "above_one"]
+"""Why a propensity cannot be used: none was promised (it is estimated here), or the one that was promised is none."""
 
 MIN_EXAMINATION = 0.05
 LARGEST_CAP = 1e300
@@ -35,6 +37,9 @@ class Weights(NamedTuple):
 
     weight_N: Float[np.ndarray, " N"]
     outcomes: Counter[Outcome]
+    lacks: Counter[Lack]
+    weighed: Sequence[int]
+    """Which of the clicks have a propensity, logged or estimated."""
 
 
 def outcome_of(served: Served | None) -> Outcome:
@@ -51,9 +56,30 @@ def outcome_of(served: Served | None) -> Outcome:
     return served.propensity_kind if is_probability(served.propensity) else "invalid"
 
 
+def lack_of(served: Served | ShownItem) -> Lack | None:
+    """Why there is no propensity where one is needed; None where there is one. Pinned items need none."""
+    if served.source == "fixed":
+        return None
+    if served.propensity_kind == "none":
+        return "not_logged"
+    propensity = served.propensity
+    if propensity is None:
+        return "missing"
+    if math.isnan(propensity):
+        return "not_a_number"
+    if propensity <= 0.0:
+        return "not_positive"
+    return "above_one" if propensity > 1.0 else None
+
+
+def lacks_of(served: Iterable[Served | ShownItem]) -> Counter[Lack]:
+    """How many lack a propensity, by reason."""
+    return Counter(lack for one in served if (lack := lack_of(one)) is not None)
+
+
 def is_probability(propensity: float | None) -> bool:
     """Whether something that happened can have had this chance."""
-    return propensity is not None and math.isfinite(propensity) and 0.0 < propensity <= 1.0
+    return propensity is not None and 0.0 < propensity <= 1.0
 
 
 def examination(position: int | None, *, bias: float) -> float:
@@ -147,7 +173,8 @@ class Weigher:
         if carrying:
             self._remember(evidence)
         weight_N[carrying] = evidence.weights(cap=self.cap, mean_examination=self._mean_examination) / self._mean_weight
-        return Weights(weight_N, Counter(outcomes))
+        lacks = lacks_of(click.served for click in clicks if click.served is not None)
+        return Weights(weight_N, Counter(outcomes), lacks, carrying)
 
     def position_weight(self, position: int | None, *, seen: bool | None) -> float:
         """`mean(theta) / theta_k` of a clicked slot, for term (a); where its being seen is known, theta is 1."""

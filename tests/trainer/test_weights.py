@@ -79,6 +79,29 @@ def test_a_promised_propensity_that_is_none_teaches_nothing_and_is_counted(broke
     assert result.outcomes == {"invalid": 1}
 
 
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (served(None, kind="none"), "not_logged"),
+        (served(None), "missing"),
+        (served(None, kind="estimated"), "missing"),
+        (served(math.nan), "not_a_number"),
+        (served(0.0), "not_positive"),
+        (served(-math.inf), "not_positive"),
+        (served(1.0000001), "above_one"),
+        (served(math.inf), "above_one"),
+    ],
+)
+def test_what_lacks_a_propensity_is_counted_by_reason(how: Served, reason: str) -> None:
+    result = Weigher(FLAT).weigh([click(how), click(served(0.1)), click(None)], exposure=Exposure(window=100))
+
+    assert result.lacks == {reason: 1}
+
+
+def test_a_pinned_item_lacks_no_propensity() -> None:
+    assert not Weigher(FLAT).weigh([click(served(None, source="fixed"))], exposure=Exposure(window=100)).lacks
+
+
 def test_where_every_recommender_of_the_surface_is_known_the_mixture_counts() -> None:
     """rho * p = 0.5 * 0.1, and the rival shows it with 0.5 * 0.7: together 0.4 (balance heuristic)."""
     mixed = served(0.1, router_probability=0.5, rivals=((0.5, 0.7),))
