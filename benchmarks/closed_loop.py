@@ -189,11 +189,11 @@ class Loop:
         self._served_N[item_K] += 1
         self._clicked_N[item_K[clicked_K]] += 1
         self._slates.append(self._slate(user, slate, clicked_K))
-        for position in np.flatnonzero(clicked_K).tolist():
-            yield self._click(user, slate, position)
+        for clicks_since, position in enumerate(np.flatnonzero(clicked_K).tolist()):
+            yield self._click(user, slate, position, clicks_since=clicks_since)
             self._histories[user].append(int(item_K[position]))
 
-    def _click(self, user: int, slate: Slate, position: int) -> ClickExample:
+    def _click(self, user: int, slate: Slate, position: int, *, clicks_since: int) -> ClickExample:
         return ClickExample(
             id=self._next_id("clicks"),
             user_id=str(user),
@@ -202,7 +202,13 @@ class Loop:
             timestamp_ms=START_MS + self._events,
             arrived_at_ms=START_MS + self._events,
             served=Served(
-                "loop", "r", position, float(slate.propensity_K[position]), "exact", _source(slate, position)
+                policy="loop",
+                request_id="r",
+                position=position,
+                propensity=float(slate.propensity_K[position]),
+                propensity_kind="exact",
+                source=_source(slate, position),
+                clicks_since=clicks_since,
             ),
         )
 

@@ -27,7 +27,7 @@ from model.sasrec import SASRec
 from model.settings import ModelSettings
 from stream.examples import ClickExample, Example, SlateExample
 from trainer.baselines import Events, Popular
-from trainer.batch import Stretch, coalesce, collate, runs, weighted
+from trainer.batch import Stretch, at_request, coalesce, collate, in_sequence, runs, weighted
 from trainer.crew import ALONE, Crew
 from trainer.exposure import Exposure
 from trainer.flood import Flood, Let, Reason
@@ -213,7 +213,9 @@ class Learner:
     def _micro(self, lesson: Lesson, replayed: Sequence[Stretch]) -> Micro:
         max_length = self.network.settings.max_length
         chains = coalesce(lesson.clicks, max_length=max_length, min_context=self.settings.min_context)
-        stretches = [weighted(chain, lesson.weight_N) for chain in chains]
+        weight_N = in_sequence(lesson.clicks, lesson.weight_N)
+        stretches = [weighted(chain, weight_N) for chain in chains]
+        stretches += at_request(lesson.clicks, lesson.weight_N, max_length=max_length)
         slates = collate_slates(lesson.slates, self.catalogue.rows_of, weigher=self.weigher, max_length=max_length)
         return self.micro(stretches, replayed)._replace(slates=slates)
 
@@ -243,7 +245,8 @@ class Learner:
         kept = [index for index, click in enumerate(clicks) if click.id not in refused]
         chains = runs([clicks[index] for index in kept])
         user_ids = [clicks[kept[chain.examples[0]]].user_id for chain in chains]
-        self.remember(user_ids, [weighted(chain, weights.weight_N[kept]) for chain in chains])
+        weight_N = in_sequence(clicks, weights.weight_N)[kept]
+        self.remember(user_ids, [weighted(chain, weight_N) for chain in chains])
 
     def remember(self, user_ids: Sequence[str], stretches: Sequence[Stretch]) -> None:
         """Puts sequences where replay finds them."""
