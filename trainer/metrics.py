@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from trainer.confidence import Estimate
 from trainer.learner import Learner, Learnt
 from trainer.prequential import KINDS, METRICS, RANKERS, Kind, Prequential
+from trainer.weights import Lack
 
 EXAMPLES_TRAINED = Counter("sasrec_examples_trained_total", "Examples that changed the model.")
 EXAMPLES_DROPPED = Counter(
@@ -105,6 +107,9 @@ SLATE_ITEMS_WITHOUT_PROPENSITY = Counter(
     "the others are left out there, too.",
     ["reason"],
 )
+for _lack in get_args(Lack):
+    # A counter that begins at 1 has not increased, for Prometheus: alerts would miss the first one.
+    CLICKS_WITHOUT_PROPENSITY.labels(_lack)
 CLICKS_WEIGHED = Counter(
     "sasrec_clicks_weighed_total",
     "Clicks by what is known of how they were served (docs/propensities.md section 4): organic, exact, estimated, "

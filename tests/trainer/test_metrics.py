@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 from msgspec.structs import replace
@@ -13,6 +14,7 @@ from stream.examples import ClickExample, ExampleId, Served, ShownItem, SlateExa
 from trainer.learner import Learner
 from trainer.metrics import observe_micro_batch, observe_served
 from trainer.settings import TrainerSettings
+from trainer.weights import Lack
 
 
 def learner() -> Learner:
@@ -52,6 +54,11 @@ def test_served_clicks_and_slots_without_a_propensity_are_counted_by_reason() ->
         assert shown(clicks, reason=reason) == clicks_before + 1
         assert shown(slots, reason=reason) == slots_before + 1
     assert shown(clicks, reason="not_logged") == estimated + 1
+
+
+def test_every_reason_is_shown_before_it_happens_so_that_the_first_time_is_an_increase() -> None:
+    for reason in get_args(Lack):
+        assert REGISTRY.get_sample_value("sasrec_clicks_without_propensity_total", {"reason": reason}) is not None
 
 
 def test_the_weights_of_served_clicks_are_a_histogram_and_organic_clicks_are_not_in_it() -> None:
