@@ -18,6 +18,7 @@ from model.ranking import TopK, top_k
 from model.settings import ModelSettings
 from stream.events import Source
 from stream.examples import ClickExample, Example, ExampleId, Served, ShownItem, SlateExample
+from trainer.exposure import gini
 from trainer.learner import Learner
 from trainer.settings import TrainerSettings
 
@@ -188,11 +189,11 @@ class Loop:
         self._served_N[item_K] += 1
         self._clicked_N[item_K[clicked_K]] += 1
         self._slates.append(self._slate(user, slate, clicked_K))
-        for position in np.flatnonzero(clicked_K).tolist():
-            yield self._click(user, slate, position)
+        for clicks_since, position in enumerate(np.flatnonzero(clicked_K).tolist()):
+            yield self._click(user, slate, position, clicks_since=clicks_since)
             self._histories[user].append(int(item_K[position]))
 
-    def _click(self, user: int, slate: Slate, position: int) -> ClickExample:
+    def _click(self, user: int, slate: Slate, position: int, *, clicks_since: int) -> ClickExample:
         return ClickExample(
             id=self._next_id("clicks"),
             user_id=str(user),
@@ -201,7 +202,13 @@ class Loop:
             timestamp_ms=START_MS + self._events,
             arrived_at_ms=START_MS + self._events,
             served=Served(
-                "loop", "r", position, float(slate.propensity_K[position]), "exact", _source(slate, position)
+                policy="loop",
+                request_id="r",
+                position=position,
+                propensity=float(slate.propensity_K[position]),
+                propensity_kind="exact",
+                source=_source(slate, position),
+                clicks_since=clicks_since,
             ),
         )
 
@@ -245,13 +252,6 @@ class Loop:
         chance_N[self._histories[user]] = 0.0
         discount_K = 1.0 / np.log2(np.arange(2.0, SLATE + 2))
         return float(chance_N[item_K] @ discount_K / (np.sort(chance_N)[::-1][:SLATE] @ discount_K))
-
-
-def gini(count_N: np.ndarray) -> float:
-    """0 where all are equal, towards 1 where one has everything."""
-    sorted_N = np.sort(count_N)
-    rank_N = np.arange(1, len(sorted_N) + 1)
-    return float((2 * rank_N - len(sorted_N) - 1) @ sorted_N / (len(sorted_N) * sorted_N.sum()))
 
 
 def _source(slate: Slate, slot: int) -> Source:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from stream import slates
 from stream.events import Impression, Recommendation, SeenItem
 from stream.examples import ClickExample, Example, ExampleId, Served, SlateExample
-from stream.sequences import SECOND_MS, Accounts, ParkedClick, Slate, SlateClick, UserState
+from stream.sequences import SECOND_MS, Accounts, ParkedClick, Slate, SlateClick, Times, UserState, times_of
 from stream.settings import StreamSettings
 
 
@@ -72,7 +72,7 @@ class Draft:
         else:
             slate = self._find(click.request_id)
         if slate is None and click.request_id is not None:
-            self.parked.append(click)
+            self._park(click)
         elif slate is None:
             self._teach_click(click, served=None)
         else:
@@ -142,10 +142,30 @@ class Draft:
             return
         slot = whole.items.index(click.item_id)
         if named and not slates.is_known(slate):
-            self.parked.append(click)
+            self._park(click)
         else:
-            self._teach_click(click, served=slates.served(whole, slot, click.position))
+            self._teach_click(click, served=self._served(whole, slot, click))
         self._change(slate, slates.with_click(whole, SlateClick(slot, click.at_ms, named)))
+
+    def _park(self, click: ParkedClick) -> None:
+        """Lets a click that was just put into the sequence wait for its slate."""
+        self.parked.append(replace(click, context_times=self._context_times(click)))
+
+    def _context_times(self, click: ParkedClick) -> Times | None:
+        """When the context of a click was chosen that was just put into the sequence; None where it has none."""
+        until = self.state.place_of(click.at_ms) - 1
+        times_ms = self.state.times_ms[max(0, until - len(click.context)) : until]
+        return times_of(times_ms) if times_ms else None
+
+    def _served(self, slate: Slate, slot: int, click: ParkedClick) -> Served:
+        return slates.served(slate, slot, click.position, clicks_since=self._clicks_since(click, slate.served_at_ms))
+
+    def _clicks_since(self, click: ParkedClick, served_at_ms: int) -> int:
+        """How much of a click's context was chosen after that, as it was when the click was put into the sequence."""
+        if click.context_times is not None:
+            return len(click.context_times.gaps) + 1 - click.context_times.before(served_at_ms)
+        until = self.state.place_of(click.at_ms) - 1
+        return min(len(click.context), max(0, until - self.state.times.before(served_at_ms)))
 
     def _completed(self, glimpse: Slate, logged: Slate) -> Slate:
         whole = slates.completed(slates.without_unnamed(glimpse), logged)
@@ -288,7 +308,7 @@ class Draft:
         for click in [click for click in self.parked if click.request_id == request_id]:
             self.parked.remove(click)
             slot = slate.items.index(click.item_id) if click.item_id in slate.items else None
-            served = None if slot is None else slates.served(slate, slot, click.position)
+            served = None if slot is None else self._served(slate, slot, click)
             self._teach_click(click, served=served)
 
     def _release_overdue(self, clock_ms: int) -> None:

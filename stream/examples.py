@@ -36,6 +36,10 @@ class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
     router_probability: float = 1.0
     rivals: tuple[tuple[float, float], ...] = ()
     """(router probability, propensity of this item) of every other recommender of the surface, where all are known."""
+    clicks_since: int = 0
+    """Of the newest items of the example's context, those chosen after the slate was drawn: without them it is the
+    history at the time of the request, which the propensity is conditional on.
+    """
 
 
 class ClickExample(msgspec.Struct, frozen=True, array_like=True, tag="click", gc=False):
@@ -44,7 +48,7 @@ class ClickExample(msgspec.Struct, frozen=True, array_like=True, tag="click", gc
     id: ExampleId
     user_id: str
     context: tuple[str, ...]
-    """Item ids before the click, oldest first."""
+    """Item ids before the click, oldest first; `served` tells how many of them are newer than the slate."""
     item_id: str
     timestamp_ms: int
     """Event time of the click."""

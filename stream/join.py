@@ -7,7 +7,8 @@ What is promised of the order in which clicks, impressions and recommendations a
 - As long as a user's topics do not run further apart than what is remembered (`max_open_slates`, `remembered_slates`,
   `max_parked_clicks`, the window): the slates with what was seen and clicked of them, corrections folded in, do not
   depend on it, nor does `served` of a click that names its request_id.
-- `served` of a click that names none tells what was known when it was folded, and so does the context of a slate; an
+- `served` of a click that names none, with how much of its context is newer than the slate, tells what was known when
+  it was folded, and so does the context of a slate; an
   impression that names none belongs to what was known of the slates then.
 """
 

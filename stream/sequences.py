@@ -147,6 +147,8 @@ class ParkedClick(msgspec.Struct, frozen=True, array_like=True, gc=False):
     position: int | None
     arrived_at_ms: int
     context: tuple[str, ...]
+    context_times: Times | None = None
+    """Of the context, kept while the click waits: what is inserted meanwhile was not before the user at the click."""
 
 
 class Inherited(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -158,7 +158,7 @@ def without_click(slate: Slate, click: SlateClick) -> Slate:
     return replace(slate, clicks=tuple(other for other in slate.clicks if other != click))
 
 
-def served(slate: Slate, slot: int, position: int | None) -> Served:
+def served(slate: Slate, slot: int, position: int | None, *, clicks_since: int) -> Served:
     """How the item of a slot came before the user; the click's `position` counts where the slate knows none."""
     known = (slate.positions or _SLOTS)[slot]
     return Served(
@@ -170,6 +170,7 @@ def served(slate: Slate, slot: int, position: int | None) -> Served:
         source=SOURCES[slate.sources[slot]],
         router_probability=slate.router_probability,
         rivals=tuple((share, chances[slot]) for share, chances in slate.rivals if slot < len(chances)),
+        clicks_since=clicks_since,
     )
 
 

@@ -1,8 +1,9 @@
 """From clicks to training sequences: one user's run of clicks is read by the network once, not once per click.
 
 A click whose context is the context of the user's click before it, plus that click, continues the same chain. A chain
-is one sequence with several targets, so a burst of clicks costs little more than one of them. Shapes: B sequences,
-T positions.
+is one sequence with several targets, so a burst of clicks costs little more than one of them. Only a further click on
+one slate is learnt in a sequence of its own: the history at the time of the request is another one. Shapes: B
+sequences, T positions, N clicks.
 """
 
 from __future__ import annotations
@@ -92,6 +93,31 @@ def cut(chain: Chain, *, max_length: int, min_context: int) -> Iterator[Chain]:
             chain.examples[done : done + targets],
         )
         done += targets
+
+
+def in_sequence(clicks: Sequence[ClickExample], weight_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """The weights where the clicks stand in their user's sequence: none for one that followed another since its slate.
+
+    1/p holds for the history at the time of the request (docs/propensities.md section 4).
+    """
+    since_N = np.array([clicks_since(click) for click in clicks], dtype=np.int64)
+    return np.where(since_N > 0, 0.0, weight_N)
+
+
+def at_request(
+    clicks: Sequence[ClickExample], weight_N: Float[np.ndarray, " N"], *, max_length: int
+) -> Iterator[Stretch]:
+    """The clicks that have no weight in their sequence, each behind the history at the time of its request."""
+    for click, weight in zip(clicks, weight_N.tolist(), strict=True):
+        since = clicks_since(click)
+        history = click.context[: len(click.context) - since][-max_length:]
+        if since and history and weight:
+            yield Stretch((*history, click.item_id), (weight,))
+
+
+def clicks_since(click: ClickExample) -> int:
+    """Items of the context that are newer than the slate the click belongs to."""
+    return 0 if click.served is None else click.served.clicks_since
 
 
 def weighted(chain: Chain, weight_N: Float[np.ndarray, " N"]) -> Stretch:

@@ -6,7 +6,12 @@ The share of a recommender's requests that showed the item, smoothed, over a win
 
 from __future__ import annotations
 
+from collections import defaultdict
+from typing import NamedTuple
+
 import msgspec
+import numpy as np
+from jaxtyping import Float
 
 from stream.examples import SlateExample
 
@@ -20,6 +25,15 @@ class Shown(msgspec.Struct):
     requests: float = 0.0
     items: dict[str, float] = {}
     """Requests that showed the item."""
+
+
+class Spread(NamedTuple):
+    """Over how many items what was shown is spread, and how evenly."""
+
+    coverage: float
+    """Share of the catalogue that was shown at all."""
+    gini: float
+    """0 where all items of the catalogue were shown equally often, towards 1 where one of them had everything."""
 
 
 class Exposure(msgspec.Struct):
@@ -44,6 +58,25 @@ class Exposure(msgspec.Struct):
         """The smoothed share, in (0, 1): a half for a recommender of which no slate is known yet."""
         shown = self.policies.get(policy, Shown())
         return (shown.items.get(item_id, 0.0) + SMOOTHING) / (shown.requests + 2 * SMOOTHING)
+
+    def spread(self, *, items: int) -> Spread | None:
+        """Of what all recommenders together showed, over a catalogue of so many items; None where nothing was."""
+        showings: defaultdict[str, float] = defaultdict(float)
+        for shown in self.policies.values():
+            for item_id, count in shown.items.items():
+                showings[item_id] += count
+        if not showings:
+            return None
+        count_N = np.zeros(max(items, len(showings)))
+        count_N[: len(showings)] = list(showings.values())
+        return Spread(len(showings) / len(count_N), gini(count_N))
+
+
+def gini(count_N: Float[np.ndarray, " N"]) -> float:
+    """0 where all are equal, towards 1 where one has everything."""
+    sorted_N = np.sort(count_N)
+    rank_N = np.arange(1, len(sorted_N) + 1)
+    return float((2 * rank_N - len(sorted_N) - 1) @ sorted_N / (len(sorted_N) * sorted_N.sum()))
 
 
 def _halve(shown: Shown) -> None:

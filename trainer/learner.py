@@ -27,7 +27,7 @@ from model.sasrec import SASRec
 from model.settings import ModelSettings
 from stream.examples import ClickExample, Example, SlateExample
 from trainer.baselines import Events, Popular
-from trainer.batch import Stretch, coalesce, collate, runs, weighted
+from trainer.batch import Stretch, at_request, coalesce, collate, in_sequence, runs, weighted
 from trainer.crew import ALONE, Crew
 from trainer.exposure import Exposure
 from trainer.flood import Flood, Let, Reason
@@ -38,10 +38,11 @@ from trainer.probation import Probation
 from trainer.replay import Replay
 from trainer.restraints import restraints_of
 from trainer.settings import TrainerSettings
-from trainer.slates import collate_slates
+from trainer.slates import collate_slates, lacks_in
+from trainer.slots import Slots
 from trainer.step import Fault, Micro, Step, Stepped
 from trainer.waiting import Waiting
-from trainer.weights import Weigher, Weights
+from trainer.weights import Lack, Weigher, Weights
 
 REPLAYED_ITEMS_PER_POSITION = 2
 """Items kept per replayed user, in multiples of what the network can read."""
@@ -63,6 +64,8 @@ class Learnt(NamedTuple):
 
     stepped: Stepped
     weights: Weights
+    slate_lacks: Counter[Lack]
+    """Items of closed slates without a propensity, by reason."""
     refused: list[Refused]
     z_score: float
     """How far the loss stood above the usual (trainer/guard.py)."""
@@ -112,6 +115,7 @@ class Learner:
         )
         self.weigher = Weigher(trainer)
         self.exposure = Exposure(trainer.weight_window)
+        self.slots = Slots(trainer.weight_window)
         self.restraints = restraints_of(trainer, model)
         if self.restraints and crew.size > 1:
             raise ValueError(
@@ -168,6 +172,7 @@ class Learner:
         # 3.
         for slate in slates:
             self.exposure.observe(slate)
+            self.slots.observe(slate)
         weights = self.weigher.weigh(clicks, exposure=self.exposure)
         replayed = self.replayed(len({click.user_id for click in clicks}))
         # 4.
@@ -178,8 +183,9 @@ class Learner:
         self.guard.count(wary=mode == "wary")
         # 5.
         self._remember(clicks, weights, but=[one.example for one in refused])
-        self._count(clicks, trained=len(examples) - len(refused))
-        return Learnt(stepped, weights, refused, z_score, flooded, len(examples) - len(refused))
+        trained = len(examples) - len(refused)
+        self._count(clicks, trained=trained)
+        return Learnt(stepped, weights, lacks_in(slates), refused, z_score, flooded, trained)
 
     def _let(self, examples: Sequence[Example]) -> Let:
         window = self.settings.flood_window
@@ -207,7 +213,9 @@ class Learner:
     def _micro(self, lesson: Lesson, replayed: Sequence[Stretch]) -> Micro:
         max_length = self.network.settings.max_length
         chains = coalesce(lesson.clicks, max_length=max_length, min_context=self.settings.min_context)
-        stretches = [weighted(chain, lesson.weight_N) for chain in chains]
+        weight_N = in_sequence(lesson.clicks, lesson.weight_N)
+        stretches = [weighted(chain, weight_N) for chain in chains]
+        stretches += at_request(lesson.clicks, lesson.weight_N, max_length=max_length)
         slates = collate_slates(lesson.slates, self.catalogue.rows_of, weigher=self.weigher, max_length=max_length)
         return self.micro(stretches, replayed)._replace(slates=slates)
 
@@ -237,7 +245,8 @@ class Learner:
         kept = [index for index, click in enumerate(clicks) if click.id not in refused]
         chains = runs([clicks[index] for index in kept])
         user_ids = [clicks[kept[chain.examples[0]]].user_id for chain in chains]
-        self.remember(user_ids, [weighted(chain, weights.weight_N[kept]) for chain in chains])
+        weight_N = in_sequence(clicks, weights.weight_N)[kept]
+        self.remember(user_ids, [weighted(chain, weight_N) for chain in chains])
 
     def remember(self, user_ids: Sequence[str], stretches: Sequence[Stretch]) -> None:
         """Puts sequences where replay finds them."""

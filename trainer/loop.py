@@ -245,6 +245,7 @@ class TrainerLoop:
         batches, now = self.learner.guard.batches, time.monotonic()
         if batches != self._shown_batches and now >= self._shown_at + SHOW_SECONDS:
             metrics.observe_foresight(self.learner.prequential, items=len(self.learner.catalogue))
+            metrics.observe_served(self.learner)
             self._shown_batches, self._shown_at = batches, now
 
     def _watch(self, learnt: Learnt) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from trainer.confidence import Estimate
 from trainer.learner import Learner, Learnt
 from trainer.prequential import KINDS, METRICS, RANKERS, Kind, Prequential
+from trainer.weights import Lack
 
 EXAMPLES_TRAINED = Counter("sasrec_examples_trained_total", "Examples that changed the model.")
 EXAMPLES_DROPPED = Counter(
@@ -95,13 +97,44 @@ EFFECTIVE_SAMPLE_SIZE = Gauge(
 PROPENSITY_CAP = Gauge("sasrec_propensity_cap", "Largest 1/propensity in force.")
 CLICKS_WITHOUT_PROPENSITY = Counter(
     "sasrec_clicks_without_propensity_total",
-    "Served clicks whose propensity was not logged (estimated here) or was promised and invalid (not learnt from).",
+    "Served clicks without a propensity, by reason: not_logged (estimated here), or promised and missing, "
+    "not_a_number, not_positive, above_one (not learnt from).",
+    ["reason"],
 )
+SLATE_ITEMS_WITHOUT_PROPENSITY = Counter(
+    "sasrec_slate_items_without_propensity_total",
+    "Items of closed slates without a propensity, by the same reasons: those not logged take part inside their slate, "
+    "the others are left out there, too.",
+    ["reason"],
+)
+for _lack in get_args(Lack):
+    # A counter that begins at 1 has not increased, for Prometheus: alerts would miss the first one.
+    CLICKS_WITHOUT_PROPENSITY.labels(_lack)
 CLICKS_WEIGHED = Counter(
     "sasrec_clicks_weighed_total",
     "Clicks by what is known of how they were served (docs/propensities.md section 4): organic, exact, estimated, "
     "unknown, fixed or invalid.",
     ["outcome"],
+)
+CLICK_WEIGHT = Histogram(
+    "sasrec_click_weight",
+    "Weights of served clicks that have a propensity, over their running mean.",
+    buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+)
+SLOTS_SHOWN = Gauge(
+    "sasrec_slots_shown", "Slots of the closed slates of the window, by source and position.", ["source", "position"]
+)
+CLICK_RATE = Gauge("sasrec_click_rate", "Clicks per slot, same slots.", ["source", "position"])
+EXPLORED_OVER_EXPLOITED = Gauge(
+    "sasrec_explored_over_exploited_clicks",
+    "Clicks per explored slot over clicks per exploited slot: 1 where exploring costs nothing.",
+)
+SERVED_COVERAGE = Gauge(
+    "sasrec_served_coverage", "Share of the catalogue that stood in a closed slate of the window, of any recommender."
+)
+SERVED_GINI = Gauge(
+    "sasrec_served_gini",
+    "Of how often items stood in these slates: 0 where all did equally often, towards 1 where one had every slot.",
 )
 CATALOGUE_ITEMS = Gauge("sasrec_catalogue_items", "Items that have a row.")
 TRAINED_THROUGH_ARRIVAL = Gauge(
@@ -123,16 +156,32 @@ def observe_micro_batch(learner: Learner, learnt: Learnt) -> None:
     for reason, count in learnt.flooded.items():
         EXAMPLES_DROPPED.labels(reason).inc(count)
     LOSS_Z_SCORE.set(learnt.z_score)
-    CLICKS_WITHOUT_PROPENSITY.inc(learnt.weights.outcomes["unknown"] + learnt.weights.outcomes["invalid"])
+    for lack, count in learnt.weights.lacks.items():
+        CLICKS_WITHOUT_PROPENSITY.labels(lack).inc(count)
+    for lack, count in learnt.slate_lacks.items():
+        SLATE_ITEMS_WITHOUT_PROPENSITY.labels(lack).inc(count)
     for outcome, count in learnt.weights.outcomes.items():
         CLICKS_WEIGHED.labels(outcome).inc(count)
     EXAMPLES_DROPPED.labels("propensity").inc(learnt.weights.outcomes["invalid"])
+    for weight in learnt.weights.weight_N[learnt.weights.weighed].tolist():
+        CLICK_WEIGHT.observe(weight)
     LOSS.set(learnt.stepped.loss)
     PROPENSITY_CAP.set(learner.weigher.cap)
     EFFECTIVE_SAMPLE_SIZE.set(learner.weigher.effective_sample_size())
     CATALOGUE_ITEMS.set(len(learner.catalogue))
     if learner.trained_through_arrival_ms is not None:
         TRAINED_THROUGH_ARRIVAL.set(learner.trained_through_arrival_ms / 1_000)
+
+
+def observe_served(learner: Learner) -> None:
+    """Shows what was served and clicked lately. It looks at every item that was: not for every micro-batch."""
+    for cell in learner.slots.cells():
+        SLOTS_SHOWN.labels(cell.source, cell.place).set(cell.shown)
+        CLICK_RATE.labels(cell.source, cell.place).set(cell.rate)
+    EXPLORED_OVER_EXPLOITED.set(learner.slots.explored_over_exploited())
+    spread = learner.exposure.spread(items=len(learner.catalogue))
+    SERVED_COVERAGE.set(math.nan if spread is None else spread.coverage)
+    SERVED_GINI.set(math.nan if spread is None else spread.gini)
 
 
 def observe_foresight(prequential: Prequential, *, items: int) -> None:

@@ -8,7 +8,8 @@ Shapes: S slates, T positions, K slots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ import torch
 from model.catalogue import PADDING
 from stream.examples import ShownItem, SlateExample
 from trainer.step import Slates
-from trainer.weights import Weigher, is_probability
+from trainer.weights import Lack, Weigher, lack_of, lacks_of
 
 RowsOf = Callable[[Sequence[str]], np.ndarray]
 
@@ -54,13 +55,18 @@ def collate_slates(
     )
 
 
+def lacks_in(examples: Iterable[SlateExample]) -> Counter[Lack]:
+    """How many items lack a propensity, by reason; a correction was counted when its slate closed."""
+    return lacks_of(item for example in examples if not example.correction for item in example.items)
+
+
 def _teaches(example: SlateExample) -> bool:
     return any(item.clicked and _counts(item) for item in example.items) and any(_negatives(example))
 
 
 def _counts(item: ShownItem) -> bool:
     """A propensity that was promised and is none makes its item worthless, here as well."""
-    return item.propensity_kind == "none" or item.source == "fixed" or is_probability(item.propensity)
+    return lack_of(item) in (None, "not_logged")
 
 
 def _negatives(example: SlateExample) -> list[bool]:

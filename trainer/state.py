@@ -31,6 +31,7 @@ from trainer.learner import Learner
 from trainer.probation import Probation
 from trainer.replay import Replay
 from trainer.settings import TrainerSettings
+from trainer.slots import Slots
 from trainer.waiting import Waiting
 from trainer.weights import Evidence, Weigher
 
@@ -48,6 +49,7 @@ class TrainerDocument(msgspec.Struct, frozen=True, kw_only=True):
     random_state: bytes
     replay: Replay
     exposure: Exposure
+    slots: Slots = msgspec.field(default_factory=Slots)
     guard: Guard = msgspec.field(default_factory=Guard)
     flood: Flood = msgspec.field(default_factory=Flood)
     waiting: Waiting = msgspec.field(default_factory=Waiting)
@@ -79,6 +81,7 @@ def documents_of(learner: Learner, cut: Cut, boundaries: tuple[dict[int, int], .
         random_state=learner.random_state(),
         replay=learner.replay,
         exposure=learner.exposure,
+        slots=learner.slots,
         guard=learner.guard,
         flood=learner.flood,
         waiting=learner.waiting,
@@ -159,6 +162,7 @@ def _restore_document(learner: Learner, document: TrainerDocument) -> None:
     learner.guard, learner.flood, learner.waiting = document.guard, document.flood, document.waiting
     learner.probation = document.probation
     learner.exposure = msgspec.structs.replace(document.exposure, window=learner.exposure.window)
+    learner.slots = msgspec.structs.replace(document.slots, window=learner.slots.window)
 
 
 def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from stream.examples import ClickExample, Served
+from stream.examples import ClickExample, Served, ShownItem
 from trainer.exposure import Exposure
 from trainer.settings import TrainerSettings
 
 Outcome = Literal["organic", "exact", "estimated", "unknown", "fixed", "invalid"]
+Lack = Literal["not_logged", "missing", "not_a_number", "not_positive", "above_one"]
+"""Why a propensity cannot be used: none was promised (it is estimated here), or the one that was promised is none."""
 
 MIN_EXAMINATION = 0.05
+LARGEST_CAP = 1e300
+"""Whatever the cap, sums of weights stay finite: also for 1/p of the smallest floats, which is infinite."""
 BISECTIONS = 40
+"""Of the logarithm, which finds a cap to a billionth of it."""
 CAP_SHARE: dict[Outcome, float] = {"exact": 1.0, "estimated": 0.5, "unknown": 0.5}
 """Outcomes with a propensity, known or estimated here, and the share of the cap that 1/p may reach."""
 
@@ -32,6 +37,9 @@ class Weights(NamedTuple):
 
     weight_N: Float[np.ndarray, " N"]
     outcomes: Counter[Outcome]
+    lacks: Counter[Lack]
+    weighed: Sequence[int]
+    """Which of the clicks have a propensity, logged or estimated."""
 
 
 def outcome_of(served: Served | None) -> Outcome:
@@ -48,9 +56,30 @@ def outcome_of(served: Served | None) -> Outcome:
     return served.propensity_kind if is_probability(served.propensity) else "invalid"
 
 
+def lack_of(served: Served | ShownItem) -> Lack | None:
+    """Why there is no propensity where one is needed; None where there is one. Pinned items need none."""
+    if served.source == "fixed":
+        return None
+    if served.propensity_kind == "none":
+        return "not_logged"
+    propensity = served.propensity
+    if propensity is None:
+        return "missing"
+    if math.isnan(propensity):
+        return "not_a_number"
+    if propensity <= 0.0:
+        return "not_positive"
+    return "above_one" if propensity > 1.0 else None
+
+
+def lacks_of(served: Iterable[Served | ShownItem]) -> Counter[Lack]:
+    """How many lack a propensity, by reason."""
+    return Counter(lack for one in served if (lack := lack_of(one)) is not None)
+
+
 def is_probability(propensity: float | None) -> bool:
     """Whether something that happened can have had this chance."""
-    return propensity is not None and math.isfinite(propensity) and 0.0 < propensity <= 1.0
+    return propensity is not None and 0.0 < propensity <= 1.0
 
 
 def examination(position: int | None, *, bias: float) -> float:
@@ -72,7 +101,11 @@ def balanced(served: Served) -> float | None:
 
 def effective_sample_size(weight_N: Float[np.ndarray, " N"]) -> float:
     """`(sum w)^2 / sum w^2`: as many clicks of equal weight would say as much."""
-    return float(weight_N.sum() ** 2 / np.square(weight_N).sum()) if weight_N.size else 0.0
+    if not weight_N.size:
+        return 0.0
+    # Squares of very large weights would be infinite; how large they are together does not matter.
+    share_N = weight_N / weight_N.max()
+    return float(share_N.sum() ** 2 / np.square(share_N).sum())
 
 
 class Evidence(NamedTuple):
@@ -101,7 +134,10 @@ NOTHING = Evidence(np.empty(0), np.empty(0), np.empty(0))
 
 
 def largest_cap(evidence: Evidence, *, min_effective_share: float) -> float:
-    """The largest cap, by bisection, with an effective sample size of at least that share of the clicks; at least 1."""
+    """The largest cap with an effective sample size of at least that share of the clicks; at least 1.
+
+    By bisection of its logarithm: a single tiny propensity must not put all others beyond reach.
+    """
     if not evidence.inverse_N.size:
         return 1.0
     mean_examination = evidence.mean_examination()
@@ -110,11 +146,11 @@ def largest_cap(evidence: Evidence, *, min_effective_share: float) -> float:
     def holds(cap: float) -> bool:
         return effective_sample_size(evidence.weights(cap=cap, mean_examination=mean_examination)) >= enough
 
-    low, high = 1.0, float((evidence.inverse_N / evidence.cap_share_N).max())
+    low, high = 1.0, min(LARGEST_CAP, float((evidence.inverse_N / evidence.cap_share_N).max()))
     if holds(high):
         return high
     for _ in range(BISECTIONS):
-        middle = (low + high) / 2
+        middle = math.sqrt(low) * math.sqrt(high)
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
@@ -137,7 +173,8 @@ class Weigher:
         if carrying:
             self._remember(evidence)
         weight_N[carrying] = evidence.weights(cap=self.cap, mean_examination=self._mean_examination) / self._mean_weight
-        return Weights(weight_N, Counter(outcomes))
+        lacks = lacks_of(click.served for click in clicks if click.served is not None)
+        return Weights(weight_N, Counter(outcomes), lacks, carrying)
 
     def position_weight(self, position: int | None, *, seen: bool | None) -> float:
         """`mean(theta) / theta_k` of a clicked slot, for term (a); where its being seen is known, theta is 1."""
@@ -169,7 +206,7 @@ class Weigher:
 
     def _measure(self) -> None:
         fixed, share = self._settings.propensity_cap, self._settings.min_effective_share
-        self.cap = fixed if fixed is not None else largest_cap(self.window, min_effective_share=share)
+        self.cap = min(fixed, LARGEST_CAP) if fixed is not None else largest_cap(self.window, min_effective_share=share)
         self._mean_examination = self.window.mean_examination()
         weight_W = self.window.weights(cap=self.cap, mean_examination=self._mean_examination)
         self._mean_weight = float(weight_W.mean()) if weight_W.size else 1.0

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import asdict
@@ -216,6 +217,56 @@ def test_a_click_on_a_served_item_carries_its_propensity_and_its_history() -> No
     assert isinstance(served_click, ClickExample)
     assert served_click.context == ("x",)
     assert served_click.served == Served("policy", "s", 1, 0.5, "exact", "explore")
+
+
+@pytest.mark.parametrize("request_id", ["s", None])
+def test_a_click_says_how_much_of_its_history_is_newer_than_the_slate(request_id: str | None) -> None:
+    _, told = fold_all(
+        [
+            click("w", START_MS),
+            click("x", START_MS + 1_000, 1),
+            slate("s", "a b c", START_MS + 2_000),
+            click("b", START_MS + 3_000, 2, request_id=request_id),
+            click("z", START_MS + 4_000, 3),
+            click("c", START_MS + 5_000, 4, request_id=request_id),
+        ]
+    )
+
+    since = {key[0]: served.clicks_since for key, (_, served) in clicks_told(told).items() if served is not None}
+    assert since == {"b": 0, "c": 2}
+    context, _ = clicks_told(told)["c", START_MS + 5_000]
+    assert context[: len(context) - since["c"]] == ("w", "x")
+
+
+def test_a_click_that_waited_for_its_slate_counts_what_was_before_it_when_it_came() -> None:
+    """What is inserted before it while it waits was not in its context."""
+    served = slate("s", "a b c", START_MS + 2_000)
+    clicks = [
+        click("x", START_MS + 1_000),
+        click("b", START_MS + 3_000, 1, request_id="s"),
+        click("c", START_MS + 5_000, 2, request_id="s"),
+        click("late", START_MS + 4_000, 3),
+    ]
+
+    told, told_otherwise = (clicks_told(fold_all(reads)[1]) for reads in ([served, *clicks], [*clicks, served]))
+
+    assert told == told_otherwise
+    assert told["c", START_MS + 5_000] == (
+        ("x", "b"),
+        Served("policy", "s", 2, 0.5, "exact", "explore", clicks_since=1),
+    )
+
+
+def test_of_a_history_longer_than_an_example_carries_no_more_can_be_newer_than_the_slate() -> None:
+    short = StreamSettings(context_length=2)
+    clicks = [click(item, START_MS + n * 1_000, n, request_id="s") for n, item in enumerate("abcd", start=1)]
+
+    _, told = fold_all([slate("s", "a b c d", START_MS), *clicks], short)
+    _, told_late = fold_all([*clicks, slate("s", "a b c d", START_MS)], short)
+
+    since = [served.clicks_since for _, served in clicks_told(told).values() if served is not None]
+    assert since == [0, 1, 2, 2]
+    assert clicks_told(told) == clicks_told(told_late)
 
 
 def test_a_click_that_names_no_slate_belongs_to_the_newest_that_shows_the_item_within_the_window() -> None:

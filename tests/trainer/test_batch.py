@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from model.catalogue import PADDING
-from stream.examples import ClickExample, ExampleId
-from trainer.batch import Stretch, coalesce, collate, cut, weighted
+from stream.examples import ClickExample, ExampleId, Served
+from trainer.batch import Stretch, at_request, coalesce, collate, cut, in_sequence, weighted
 
 ITEMS = [f"item-{number}" for number in range(6)]
 
@@ -91,6 +92,33 @@ def test_a_run_of_clicks_becomes_one_sequence() -> None:
         (("a", "b", "c", "d", "e"), (0, 2, 3)),
         (("x", "y"), (1,)),
     ]
+
+
+def on_slate(example: ClickExample, *, clicks_since: int) -> ClickExample:
+    return replace(example, served=Served("p", "r", 0, 0.5, "exact", "exploit", clicks_since=clicks_since))
+
+
+def test_a_further_click_on_a_slate_is_learnt_from_the_history_at_the_time_of_the_request() -> None:
+    clicks = [
+        on_slate(click("u", "ab", "c"), clicks_since=0),
+        on_slate(click("u", "abc", "d"), clicks_since=1),
+        click("u", "abcd", "e"),
+    ]
+    weight_N = np.array([2.0, 3.0, 1.0])
+
+    chains = coalesce(clicks, max_length=10, min_context=10)
+    stretches = [weighted(chain, in_sequence(clicks, weight_N)) for chain in chains]
+
+    assert stretches == [Stretch(("a", "b", "c", "d", "e"), (2.0, 0.0, 1.0))]
+    assert list(at_request(clicks, weight_N, max_length=10)) == [Stretch(("a", "b", "d"), (3.0,))]
+    assert list(at_request(clicks, weight_N, max_length=1)) == [Stretch(("b", "d"), (3.0,))]
+
+
+def test_a_click_that_is_worth_nothing_or_whose_request_had_no_history_has_no_sequence_of_its_own() -> None:
+    worthless = on_slate(click("u", "abc", "d"), clicks_since=1)
+    without_history = on_slate(click("u", "ab", "c"), clicks_since=2)
+
+    assert not list(at_request([worthless, without_history], np.array([0.0, 2.0]), max_length=10))
 
 
 def test_clicks_whose_contexts_do_not_follow_one_another_stand_alone() -> None:

@@ -11,16 +11,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from model.settings import ModelSettings
 from stream.examples import ClickExample, ExampleId, Served, ShownItem, SlateExample
 from tests.trainer.clicks import click, clicks, in_batches
+from trainer.batch import Stretch
 from trainer.cut import Cut
 from trainer.exposure import Exposure
 from trainer.learner import Learner
 from trainer.publish import write
 from trainer.settings import TrainerSettings
 from trainer.state import read_cut, resume, tensors_of
+from trainer.step import Micro
 from trainer.weights import Weigher, Weights
 
 MODEL = ModelSettings(max_length=8, units=16, blocks=1)
@@ -119,6 +122,40 @@ def test_a_users_run_of_clicks_is_remembered_as_click_by_click() -> None:
         apart.learn([example])
 
     assert together.replay.stretches == apart.replay.stretches
+
+
+class Listening(Learner):
+    """Keeps what it was given to learn."""
+
+    def micro(self, stretches: Sequence[Stretch], replayed: Sequence[Stretch]) -> Micro:
+        self.heard = list(stretches)
+        return super().micro(stretches, replayed)
+
+
+def test_only_where_the_history_is_that_of_the_request_does_a_click_carry_its_weight() -> None:
+    learner = Listening(MODEL, TRAINER.model_copy(update={"propensity_cap": 100.0, "position_bias": 0.0}))
+    first, second, third = (
+        click(ExampleId("clicks", 0, offset, 0), "u", "abcd"[: offset + 1], "bcde"[offset]) for offset in range(3)
+    )
+    served = Served("p", "r", 0, 0.1, "exact", "exploit")
+
+    learner.learn([replace(first, served=served), replace(second, served=replace(served, clicks_since=1)), third])
+
+    assert learner.heard == [Stretch(tuple("abcd"), (1.0, 0.0, 1.0)), Stretch(tuple("ac"), (1.0,))]
+    assert learner.reminded(1) == [Stretch(tuple("abcd"), (1.0, 1.0, 0.0, 1.0))]
+
+
+def test_what_was_shown_lately_stands_in_the_checkpoint(tmp_path: Path) -> None:
+    learner = Learner(MODEL, TRAINER)
+    items = tuple(
+        ShownItem(item, slot, 0.5, "exact", "explore", None, clicked=not slot) for slot, item in enumerate("bc")
+    )
+    learner.learn([SlateExample(ExampleId("impressions", 0, 0, 0), "u", ("a",), "r", "p", items, 1, 1)])
+
+    written = write(learner, Cut(), root=tmp_path, lineage="lineage", version=1)
+
+    assert learner.slots.slates == 1
+    assert resume(written.path, TRAINER).learner.slots == learner.slots
 
 
 def test_the_cut_stands_in_the_checkpoint(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from stream.examples import ClickExample, ExampleId, Served, ShownItem, SlateExample
 from trainer.exposure import Exposure
 from trainer.settings import TrainerSettings
-from trainer.slates import collate_slates
+from trainer.slates import collate_slates, lacks_in
 from trainer.step import Slates
 from trainer.weights import Weigher
 
@@ -77,6 +78,22 @@ def test_an_unknown_estimated_or_pinned_item_takes_part_on_either_side(how: dict
 def test_a_promised_propensity_that_is_none_takes_part_on_neither_side(broken: float | None) -> None:
     assert collated(shown("b", clicked=True, propensity=broken), shown("c")) is None
     assert pairs(collated(shown("b", clicked=True), shown("c", propensity=broken), shown("d"))) == ([2], [4])
+
+
+def test_items_without_a_propensity_are_counted_by_reason_once_for_each_slate() -> None:
+    lacking = (
+        shown("a", propensity=None, propensity_kind="none"),
+        shown("b", propensity=None, propensity_kind="none", source="fixed"),
+        shown("c", propensity=math.nan),
+        shown("d", propensity=1.5, clicked=True),
+        shown("b", propensity=None),
+        shown("a"),
+    )
+    closed = SlateExample(ExampleId("clicks", 0, 0, 0), "u", ("a",), "r", "p", lacking, 1, 1)
+
+    counted = lacks_in([closed, replace(closed, correction=True)])
+
+    assert counted == {"not_logged": 1, "not_a_number": 1, "above_one": 1, "missing": 1}
 
 
 def test_a_slate_without_a_click_or_without_a_history_says_nothing() -> None:

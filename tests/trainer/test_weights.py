@@ -7,16 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stream.examples import ClickExample, ExampleId, Served, ShownItem, SlateExample
 from trainer.exposure import Exposure
 from trainer.settings import TrainerSettings
-from trainer.weights import Evidence, Weigher, effective_sample_size, largest_cap, outcome_of
+from trainer.weights import LARGEST_CAP, Evidence, Weigher, effective_sample_size, largest_cap, outcome_of
 
 FLAT = TrainerSettings(position_bias=0.0, propensity_cap=1_000.0)
 """No position correction, a cap that nothing reaches."""
+SMALLEST = 5e-324
+"""Of the floats above zero; one over it is infinite."""
 
 
 def served(propensity: float | None = 0.1, *, kind: str = "exact", source: str = "exploit", **more: object) -> Served:
@@ -75,6 +77,29 @@ def test_a_promised_propensity_that_is_none_teaches_nothing_and_is_counted(broke
 
     assert result.weight_N.tolist() == [0.0]
     assert result.outcomes == {"invalid": 1}
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (served(None, kind="none"), "not_logged"),
+        (served(None), "missing"),
+        (served(None, kind="estimated"), "missing"),
+        (served(math.nan), "not_a_number"),
+        (served(0.0), "not_positive"),
+        (served(-math.inf), "not_positive"),
+        (served(1.0000001), "above_one"),
+        (served(math.inf), "above_one"),
+    ],
+)
+def test_what_lacks_a_propensity_is_counted_by_reason(how: Served, reason: str) -> None:
+    result = Weigher(FLAT).weigh([click(how), click(served(0.1)), click(None)], exposure=Exposure(window=100))
+
+    assert result.lacks == {reason: 1}
+
+
+def test_a_pinned_item_lacks_no_propensity() -> None:
+    assert not Weigher(FLAT).weigh([click(served(None, source="fixed"))], exposure=Exposure(window=100)).lacks
 
 
 def test_where_every_recommender_of_the_surface_is_known_the_mixture_counts() -> None:
@@ -141,11 +166,13 @@ def test_a_weigher_goes_on_from_its_window() -> None:
 
 
 @given(
-    propensities=st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=50),
+    propensities=st.lists(st.floats(1e-6, 1.0) | st.floats(SMALLEST, 1.0), min_size=1, max_size=50),
     share=st.floats(0.05, 1.0),
 )
+@example(propensities=[SMALLEST], share=0.35)
+@example(propensities=[SMALLEST, 0.5, 0.02], share=0.35)
 def test_the_cap_is_the_largest_that_keeps_the_effective_sample_size(propensities: list[float], share: float) -> None:
-    inverse_N = 1.0 / np.array(propensities)
+    inverse_N = inverse(propensities)
     evidence = Evidence(inverse_N, np.ones_like(inverse_N), np.ones_like(inverse_N))
 
     cap = largest_cap(evidence, min_effective_share=share)
@@ -153,9 +180,39 @@ def test_the_cap_is_the_largest_that_keeps_the_effective_sample_size(propensitie
     def size(cap: float) -> float:
         return effective_sample_size(evidence.weights(cap=cap, mean_examination=1.0))
 
-    assert 1.0 <= cap <= inverse_N.max()
-    assert cap == 1.0 or size(cap) >= share * len(propensities)
-    assert cap == inverse_N.max() or size(cap * 1.001) <= share * len(propensities) * 1.001
+    largest = min(LARGEST_CAP, inverse_N.max())
+    assert 1.0 <= cap <= largest
+    assert cap == 1.0 or size(cap) >= share * len(propensities) * 0.999
+    assert cap == largest or size(cap * 1.001) <= share * len(propensities) * 1.001
+
+
+@pytest.mark.parametrize("tiny", [1e-9, 1e-14, 1e-100, 1e-300, SMALLEST])
+def test_one_tiny_propensity_leaves_the_weights_of_all_other_clicks_in_force(tiny: float) -> None:
+    weigher, exposure = Weigher(TrainerSettings(position_bias=0.0)), Exposure(window=100)
+    usual = np.random.default_rng(1).uniform(0.01, 1.0, 3_000).tolist()
+    weigher.weigh([click(served(p)) for p in usual], exposure=exposure)
+    before = weigher.weigh([click(served(0.02)), click(served(0.9))], exposure=exposure).weight_N
+
+    (alone,) = weigher.weigh([click(served(tiny))], exposure=exposure).weight_N
+    after = weigher.weigh([click(served(0.02)), click(served(0.9))], exposure=exposure).weight_N
+
+    assert after.tolist() == pytest.approx(before.tolist(), rel=0.05)
+    assert 1.0 < alone < 100.0
+    assert weigher.effective_sample_size() >= 0.35 * 3_000
+
+
+@pytest.mark.parametrize("cap", [None, 1e308])
+def test_weights_of_the_smallest_propensities_there_are_stay_finite(cap: float | None) -> None:
+    settings = TrainerSettings(propensity_cap=cap, position_bias=1.0)
+
+    weighed = weights(*[served(SMALLEST, position=19)] * 5, served(0.5, position=0), settings=settings)
+
+    assert np.isfinite(weighed).all()
+    assert np.mean(weighed) == pytest.approx(1.0)
+
+
+def inverse(propensities: Sequence[float]) -> np.ndarray:
+    return np.array([1.0 / propensity for propensity in propensities])
 
 
 def test_kinds_of_clicks_are_told_apart() -> None:
