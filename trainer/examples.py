@@ -145,11 +145,13 @@ class ExampleReader:
     def gather(self, patience: Patience, *, stop: threading.Event) -> Read:
         """As many examples as there are between `least` and `most`; fewer when none came or the wait is over.
 
-        So a micro-batch grows with the lag. Comes back soon after `stop` is set, and at once with an announcement.
+        So a micro-batch grows with the lag. Where `least` is above `most`, `most` are enough. Comes back soon after
+        `stop` is set, and at once with an announcement.
         """
         gathered = self.read(most=patience.most, timeout_seconds=POLL_SECONDS)
         ends_at = time.monotonic() + patience.wait_seconds
-        while 0 < len(gathered.examples) < patience.least and not gathered.announcements and not stop.is_set():
+        enough = min(patience.least, patience.most)
+        while 0 < len(gathered.examples) < enough and not gathered.announcements and not stop.is_set():
             left = ends_at - time.monotonic()
             if left <= 0:
                 break

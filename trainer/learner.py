@@ -10,7 +10,7 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from itertools import chain as concatenated
 from typing import Literal, NamedTuple
@@ -25,7 +25,7 @@ from model.optimiser import RowAdam
 from model.ranking import foreseen
 from model.sasrec import SASRec
 from model.settings import ModelSettings
-from stream.examples import ClickExample, Example, SlateExample
+from stream.examples import ClickExample, Example, ExampleId, SlateExample
 from trainer.baselines import Events, Popular
 from trainer.batch import Stretch, at_request, coalesce, collate, in_sequence, runs, weighted
 from trainer.crew import ALONE, Crew
@@ -159,10 +159,10 @@ class Learner:
         2. New items get rows; the baselines and the popularity counts learn.
         3. Clicks are weighed and stand beside replayed sequences; slates become pairs.
         4. One optimiser step; where it is refused, one for each part of the micro-batch that is not.
-        5. The sequences are remembered for replay.
+        5. The sequences are remembered for replay, as history also what was left out or refused.
         """
         # 0.
-        examples, flooded = self._let(examples)
+        every, (examples, flooded) = examples, self._let(examples)
         clicks = [example for example in examples if isinstance(example, ClickExample)]
         slates = [example for example in examples if isinstance(example, SlateExample)]
         # 1.
@@ -182,7 +182,9 @@ class Learner:
         z_score = self._watch(stepped, lesson)
         self.guard.count(wary=mode == "wary")
         # 5.
-        self._remember(clicks, weights, but=[one.example for one in refused])
+        taught_N = in_sequence(clicks, weights.weight_N)
+        weight_of = {click.id: weight for click, weight in zip(clicks, taught_N.tolist(), strict=True)}
+        self._remember(every, weight_of, but=[one.example for one in refused])
         trained = len(examples) - len(refused)
         self._count(clicks, trained=trained)
         return Learnt(stepped, weights, lacks_in(slates), refused, z_score, flooded, trained)
@@ -239,13 +241,19 @@ class Learner:
                 refused += self._learn_parts(half, mode)
         return refused
 
-    def _remember(self, clicks: Sequence[ClickExample], weights: Weights, *, but: Sequence[Example]) -> None:
-        """What was refused must not come back by replay."""
+    def _remember(
+        self, examples: Sequence[Example], weight_of: Mapping[ExampleId, float], *, but: Sequence[Example]
+    ) -> None:
+        """What has no weight or was refused must not be taught by replay.
+
+        It stands there without weight, as it stands in the context of the user's next click: left out, it would come
+        back from that context as somebody's click like any other.
+        """
         refused = {example.id for example in but}
-        kept = [index for index, click in enumerate(clicks) if click.id not in refused]
-        chains = runs([clicks[index] for index in kept])
-        user_ids = [clicks[kept[chain.examples[0]]].user_id for chain in chains]
-        weight_N = in_sequence(clicks, weights.weight_N)[kept]
+        clicks = [example for example in examples if isinstance(example, ClickExample)]
+        weight_N = np.array([0.0 if one.id in refused else weight_of.get(one.id, 0.0) for one in clicks])
+        chains = runs(clicks)
+        user_ids = [clicks[chain.examples[0]].user_id for chain in chains]
         self.remember(user_ids, [weighted(chain, weight_N) for chain in chains])
 
     def remember(self, user_ids: Sequence[str], stretches: Sequence[Stretch]) -> None:

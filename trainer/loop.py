@@ -177,7 +177,7 @@ class TrainerLoop:
     def _most(self) -> int:
         """Examples of the next micro-batch at most: more when many wait, for larger ones cost less for each."""
         settings = self._place.trainer
-        return max(settings.max_batch, min(settings.catch_up_batch, self._lag // CATCH_UP_PART))
+        return max(settings.max_batch, min(settings.catch_up_batch or 0, self._lag // CATCH_UP_PART))
 
     def publish_if_learnt(self) -> None:
         """Publishes the cut behind the last micro-batch, unless nothing was learnt since or the loss spikes."""

@@ -85,6 +85,9 @@ DELTA_BYTES = Counter("sasrec_delta_bytes_total", "Bytes of the deltas written."
 PUBLICATION_FAILURES = Counter(
     "sasrec_publication_failures_total", "Versions that could not be written or announced; the next one tries again."
 )
+PRUNING_FAILURES = Counter(
+    "sasrec_pruning_failures_total", "Publications after which old checkpoints could not be removed; they stay."
+)
 PUBLISH_SECONDS = Histogram(
     "sasrec_publish_seconds",
     "From a version copied to its announcement acknowledged, beside learning, in seconds.",

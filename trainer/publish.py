@@ -5,7 +5,7 @@
    whole or not at all; then the full checkpoint, when one is due.
 3. The version is announced on `models`, acknowledged, unless a newer trainer has come meanwhile.
 4. Old versions go. Of a lineage the newest `trainer.keep_checkpoints` full ones stay, the first one, which a gate may
-   have promoted, and the deltas since the last but one.
+   have promoted, and the deltas since the last but one. What cannot be removed is reported and counted, and stays.
 5. The cut is shown to the tools that watch consumer groups.
 
 Killed between 2 and 3, nobody ever reads what was written, and its number is not given again. A version that could not
@@ -121,6 +121,8 @@ class Published(NamedTuple):
     announcement: ModelAnnouncement
     parent: Link
     base: Link
+    withdrawn: frozenset[str]
+    """Keys on `models` under which nothing out of date stands any more."""
 
 
 class _Chain(NamedTuple):
@@ -226,7 +228,7 @@ class Publisher:
             return None
         draft = published.draft
         self._chain = _Chain(published.parent, published.base, draft.steps, draft.catalogue_mark)
-        self._stale.clear()
+        self._stale -= published.withdrawn
         self._hold_below = 0
         if draft.full is not None:
             self._full_at = self._begun_at
@@ -298,24 +300,42 @@ def _publish(shop: Workshop, draft: Draft, chain: _Chain | None, stale: frozense
             announcement, offsets={str(partition): offset for partition, offset in draft.cut.offsets.items()}
         )
         _send(shop.sender, shop.kafka, announcement)
-    _forget(shop, stale - {announcement.key})
     # 4.
+    withdrawn = _withdraw(shop, stale, but=announcement.key)
     if written is not None:
-        spare = (FIRST_VERSION, manifest.version)
-        prune(shop.root / manifest.lineage, keep=shop.settings.keep_checkpoints, spare=spare)
+        _prune(shop, manifest)
     own = Link(manifest.version, written.manifest_sha256) if written is not None else None
     base = own or (chain and chain.base)
     parent = delta or own
     assert base is not None
     assert parent
     metrics.observe_version(full=written is not None, delta_bytes=len(draft.delta or b""))
-    return Published(draft, announcement, parent, base)
+    return Published(draft, announcement, parent, base, withdrawn)
 
 
-def _forget(shop: Workshop, stale: frozenset[str]) -> None:
-    """What older terms and lineages announced is out of date once something newer stands there."""
-    for key in sorted(stale):
-        shop.sender.send(shop.kafka.topic(MODELS), key=key.encode(), value=None)
+def _withdraw(shop: Workshop, stale: frozenset[str], *, but: str) -> frozenset[str]:
+    """What older terms and lineages announced is out of date once something newer stands there; gives back its keys."""
+    try:
+        for key in sorted(stale - {but}):
+            shop.sender.send(shop.kafka.topic(MODELS), key=key.encode(), value=None)
+    except KafkaError as error:
+        _log.error("older announcements could not be withdrawn; the next version tries again", reason=str(error))
+        return frozenset()
+    return stale
+
+
+def _prune(shop: Workshop, manifest: Manifest) -> None:
+    """The version is known by now: where the store deletes nothing, learning and publishing go on."""
+    lineage = shop.root / manifest.lineage
+    try:
+        prune(lineage, keep=shop.settings.keep_checkpoints, spare=(FIRST_VERSION, manifest.version))
+    except OSError as error:
+        metrics.PRUNING_FAILURES.inc()
+        _log.error(
+            "old checkpoints could not be removed; let the trainer delete in its folder, or remove them yourself",
+            folder=str(lineage),
+            reason=str(error),
+        )
 
 
 def _manifest(learner: Learner, *, lineage: str, version: int, generation: int) -> Manifest:

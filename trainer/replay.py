@@ -197,8 +197,9 @@ def _least_like_the_mean(places: Places) -> int:
 def extended(known: Stretch, new: Stretch, *, max_items: int) -> Stretch:
     """The known items and weights with the new ones after them, where they continue one another; else the new alone.
 
-    An item of the new context that was never learnt with a weight was somebody's click once: it weighs 1. The first
-    item has nothing before it and is no target, whatever its weight.
+    An item of the new context of which nothing is known was somebody's click once: it weighs 1. What was refused or
+    left out is known, without weight (`Learner.learn`), as long as its user has a place. The first item has nothing
+    before it and is no target, whatever its weight.
     """
     context = len(new.items) - len(new.weights)
     if known.items and known.items[-context:] == new.items[:context][-len(known.items) :] and context:

@@ -42,12 +42,15 @@ class TrainerSettings(Section):
     that it sat out as well.
     """
     min_batch: Annotated[int, Field(ge=1)] = 32
-    """Examples that are learnt at once when the trainer keeps up; fewer only after `max_wait_seconds`."""
+    """Examples that are learnt at once when the trainer keeps up; fewer only after `max_wait_seconds`, and never more
+    than `max_batch`.
+    """
     max_batch: Annotated[int, Field(ge=1)] = 256
     """Examples learnt at once when it is behind; more are faster and, from a few hundred on, learnt less well."""
-    catch_up_batch: Annotated[int, Field(ge=1)] = 256
+    catch_up_batch: Annotated[int, Field(ge=1)] | None = None
     """Where more than four times `max_batch` wait, a quarter of what waits is learnt at once, but at most so many.
     Above `max_batch`, say 1,024: sooner up to date after a burst, for the price of learning less from each click of it.
+    Absent, or not above it: never more than `max_batch`.
     """
     max_wait_seconds: Annotated[float, Field(ge=0.0)] = 0.5
     """Longest wait for `min_batch` examples, in seconds."""

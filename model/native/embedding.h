@@ -5,7 +5,7 @@
 
 extern "C" {
 struct EmbeddingCall {
-    int64_t sequences, units, max_length, threads, site, dropped;
+    int64_t sequences, units, max_length, threads, site, dropped, table_rows;
     uint64_t seed;
     double factor;
     double scale;               // of the items
@@ -30,6 +30,8 @@ class Embedding {
             for (long place = call.max_length - call.lengths[sequence]; place < call.max_length; ++place)
                 places_.push_back(place);
     }
+
+    int64_t positions() const { return static_cast<int64_t>(places_.size()); }
 
     void forward() const {
         const float scale = static_cast<float>(call_.scale);

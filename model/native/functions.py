@@ -142,6 +142,7 @@ class _Embedding(torch.autograd.Function):
         output_PD = item_RD.new_empty(read.sequences.positions, item_RD.shape[1])
         call = _embedding_call(place_TD, row_P, read)
         call.items, call.places, call.output = address(item_RD), address(place_TD), address(output_PD)
+        call.table_rows = len(item_RD)
         _kernels().embedding_forward(call)
         ctx.save_for_backward(row_P, place_TD)
         ctx.kept = (item_RD.shape, read)

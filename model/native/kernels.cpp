@@ -1,5 +1,10 @@
 // What Python calls, by ctypes: plain structures of numbers and addresses. Nothing here throws, keeps or frees memory
 // of the caller. A change to a structure must be made in `library.py` too.
+//
+// What takes rows of a table looks at all of them before it reads or writes any: where one lies outside the table it
+// does nothing and returns 0, else 1.
+
+#include <numeric>
 
 #include "best.h"
 #include "block.h"
@@ -25,7 +30,12 @@ void native_block_forward(const BlockCall* call) { native::Block(*call).forward(
 
 void native_block_backward(const BlockCall* call) { native::Block(*call).backward(); }
 
-void native_embedding_forward(const EmbeddingCall* call) { native::Embedding(*call).forward(); }
+int64_t native_embedding_forward(const EmbeddingCall* call) {
+    const native::Embedding embedding(*call);
+    if (!native::all_within(call->rows, embedding.positions(), call->table_rows)) return 0;
+    embedding.forward();
+    return 1;
+}
 
 void native_embedding_backward(const EmbeddingCall* call) { native::Embedding(*call).backward(); }
 
@@ -45,9 +55,17 @@ int64_t native_sort_rows(const SortCall* call) { return native::sort_rows(*call)
 
 void native_merge_rows(const MergeCall* call) { native::merge_rows(*call); }
 
-void native_adam_rows(const AdamCall* call) { native::RowsAdam(*call).learn(); }
+int64_t native_adam_rows(const AdamCall* call) {
+    if (!native::all_within(call->rows, call->touched, call->table_rows)) return 0;
+    native::RowsAdam(*call).learn();
+    return 1;
+}
 
-void native_scores_forward(const ScoresCall* call) { native::scores_forward(*call); }
+int64_t native_scores_forward(const ScoresCall* call) {
+    if (!native::all_within(call->rows, call->positions * call->choices, call->table_rows)) return 0;
+    native::scores_forward(*call);
+    return 1;
+}
 
 void native_scores_backward(const ScoresCall* call) { native::scores_backward(*call); }
 
@@ -57,8 +75,12 @@ void native_in_order(const OrderCall* call) { native::in_order(*call); }
 
 void* native_newest_prepare(const NewestWeights* weights) { return new native::Prepared(*weights); }
 
-void native_newest(const void* prepared, const NewestCall* call) {
-    native::Newest(*static_cast<const native::Prepared*>(prepared), *call).find();
+int64_t native_newest(const void* prepared, const NewestCall* call) {
+    const native::Prepared& weights = *static_cast<const native::Prepared*>(prepared);
+    const int64_t positions = std::accumulate(call->lengths, call->lengths + call->sequences, int64_t{0});
+    if (!native::all_within(call->rows, positions, weights.given_.table_rows)) return 0;
+    native::Newest(weights, *call).find();
+    return 1;
 }
 
 void native_newest_forget(void* prepared) { delete static_cast<native::Prepared*>(prepared); }

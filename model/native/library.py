@@ -36,6 +36,7 @@ class EmbeddingCall(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("sequences", "units", "max_length", "threads", "site", "dropped")),
+        ("table_rows", ctypes.c_int64),
         ("seed", ctypes.c_uint64),
         *((name, ctypes.c_double) for name in ("factor", "scale")),
         *((name, _POINTER) for name in ("lengths", "rows", "items", "places", "output", "given")),
@@ -104,7 +105,7 @@ class AdamCall(ctypes.Structure):
     """`struct AdamCall` of rows.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("touched", "units", "threads", "steps")),
+        *((name, ctypes.c_int64) for name in ("touched", "units", "threads", "steps", "table_rows")),
         *((name, ctypes.c_double) for name in ("rate", "beta1", "beta2", "epsilon", "decay")),
         *((name, _POINTER) for name in ("rows", "gradient", "table", "moments", "began", "last")),
     )
@@ -114,7 +115,7 @@ class ScoresCall(ctypes.Structure):
     """`struct ScoresCall` of scores.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("positions", "choices", "units", "threads", "unique")),
+        *((name, ctypes.c_int64) for name in ("positions", "choices", "units", "threads", "unique", "table_rows")),
         *((name, _POINTER) for name in ("hidden", "items", "rows", "scores", "given", "order", "starts")),
         *((name, _POINTER) for name in ("hidden_gradient", "item_gradient")),
     )
@@ -142,7 +143,7 @@ class NewestWeights(ctypes.Structure):
     """`struct NewestWeights` of newest.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("units", "heads", "pre_norm", "blocks", "max_length")),
+        *((name, ctypes.c_int64) for name in ("units", "heads", "pre_norm", "blocks", "max_length", "table_rows")),
         ("scale", ctypes.c_double),
         *((name, _POINTER) for name in ("items", "places", "weights", "norm_weight", "norm_bias")),
     )
@@ -188,21 +189,25 @@ NOTHING_DROPPED = Dropped(0, 0, 1.0)
 
 
 class Kernels:
-    """The library with its functions declared; every tensor is float32 or int64, contiguous and on the CPU."""
+    """The library with its functions declared; every tensor is float32 or int64, contiguous and on the CPU.
+
+    What takes rows of a table raises an IndexError, as torch does, where one lies outside: nothing is read or written.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         library.native_block_saved.restype = ctypes.c_int64
         library.native_block_saved.argtypes = [ctypes.c_int64] * 4
-        names = [f"{name}_{way}" for name in ("block", "embedding", "norm") for way in ("forward", "backward")]
-        names += ["scores_forward", "scores_backward", "merge_rows", "adam_rows", "full_softmax", "many_softmax"]
-        for name in (*names, "softmax_gradients", "best", "in_order", "newest_forget", "probe"):
+        names = [f"{name}_{way}" for name in ("block", "norm") for way in ("forward", "backward")]
+        names += ["scores_backward", "merge_rows", "full_softmax", "many_softmax"]
+        names += ["embedding_backward", "softmax_gradients", "best", "in_order", "newest_forget", "probe"]
+        answering = ["embedding_forward", "scores_forward", "adam_rows", "sort_rows"]
+        for name in (*names, *answering):
             function = getattr(library, f"native_{name}")
-            function.restype, function.argtypes = None, [_POINTER]
+            function.restype, function.argtypes = ctypes.c_int64 if name in answering else None, [_POINTER]
         library.native_newest_prepare.restype, library.native_newest_prepare.argtypes = _POINTER, [_POINTER]
-        library.native_newest.restype, library.native_newest.argtypes = None, [_POINTER, _POINTER]
+        library.native_newest.restype, library.native_newest.argtypes = ctypes.c_int64, [_POINTER, _POINTER]
         library.native_has_short_products.restype = ctypes.c_int64
-        library.native_sort_rows.restype, library.native_sort_rows.argtypes = ctypes.c_int64, [_POINTER]
 
     def saved_for_block(self, sequences: Sequences, *, units: int, heads: int) -> Tensor:
         """Room for what a block's backward pass needs."""
@@ -218,7 +223,7 @@ class Kernels:
 
     def embedding_forward(self, call: EmbeddingCall) -> None:
         """Fills `output`."""
-        self._library.native_embedding_forward(ctypes.byref(call))
+        _demand(self._library.native_embedding_forward(ctypes.byref(call)), call.table_rows)
 
     def embedding_backward(self, call: EmbeddingCall) -> None:
         """Fills `item_gradient`, adds to `place_gradient`."""
@@ -260,11 +265,11 @@ class Kernels:
 
     def adam_rows(self, call: AdamCall) -> None:
         """Changes `table`, `moments` and `last`."""
-        self._library.native_adam_rows(ctypes.byref(call))
+        _demand(self._library.native_adam_rows(ctypes.byref(call)), call.table_rows)
 
     def scores_forward(self, call: ScoresCall) -> None:
         """Fills `scores`."""
-        self._library.native_scores_forward(ctypes.byref(call))
+        _demand(self._library.native_scores_forward(ctypes.byref(call)), call.table_rows)
 
     def scores_backward(self, call: ScoresCall) -> None:
         """Fills both gradients."""
@@ -283,9 +288,9 @@ class Kernels:
         prepared: int = self._library.native_newest_prepare(ctypes.byref(weights))
         return prepared
 
-    def newest(self, prepared: int, call: NewestCall) -> None:
+    def newest(self, prepared: int, call: NewestCall, *, table_rows: int) -> None:
         """Fills `output`, where a sequence is not empty."""
-        self._library.native_newest(prepared, ctypes.byref(call))
+        _demand(self._library.native_newest(prepared, ctypes.byref(call)), table_rows)
 
     def newest_forget(self, prepared: int) -> None:
         """Frees what was prepared."""
@@ -294,6 +299,11 @@ class Kernels:
     def probe(self, call: ProbeCall) -> None:
         """Fills `keys` and `counts`."""
         self._library.native_probe(ctypes.byref(call))
+
+
+def _demand(within: int, table_rows: int) -> None:
+    if not within:
+        raise IndexError(f"a row lies outside the table of {table_rows} rows")
 
 
 def address(tensor: Tensor) -> int:

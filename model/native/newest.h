@@ -12,7 +12,7 @@
 
 extern "C" {
 struct NewestWeights {
-    int64_t units, heads, pre_norm, blocks, max_length;
+    int64_t units, heads, pre_norm, blocks, max_length, table_rows;
     double scale;                 // of the items
     const float* items;           // table rows x D; read with every call, never copied
     const float* places;          // max_length x D, the same; the newest item of a sequence takes the last

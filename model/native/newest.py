@@ -51,6 +51,7 @@ class Prepared:
                 pre_norm=weights.is_pre_norm,
                 blocks=len(weights.blocks),
                 max_length=len(weights.position_TD),
+                table_rows=len(weights.item_RD),
                 scale=weights.item_scale,
                 items=address(weights.item_RD),
                 places=address(weights.position_TD),
@@ -74,5 +75,6 @@ class Prepared:
                 rows=address(row_P),
                 output=address(output_BD),
             ),
+            table_rows=len(self._tables[0]),
         )
         return output_BD

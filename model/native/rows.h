@@ -26,7 +26,7 @@ struct MergeCall {
 };
 
 struct AdamCall {
-    int64_t touched, units, threads, steps;
+    int64_t touched, units, threads, steps, table_rows;
     double rate, beta1, beta2, epsilon, decay;
     const int64_t* rows;    // touched, all different
     const float* gradient;  // touched x D
@@ -38,6 +38,13 @@ struct AdamCall {
 }
 
 namespace native {
+
+// Whether every row stands in a table of so many.
+inline bool all_within(const int64_t* rows, int64_t count, int64_t table_rows) {
+    uint64_t highest = 0;  // a negative row is a high one
+    for (int64_t at = 0; at < count; ++at) highest = std::max(highest, static_cast<uint64_t>(rows[at]));
+    return count == 0 || highest < static_cast<uint64_t>(table_rows);
+}
 
 // By the digits of the row, the lowest first; equal rows stay in order. Returns how many rows there are.
 inline int64_t sort_rows(const SortCall& call) {

@@ -104,6 +104,7 @@ def adam_rows(
             units=gradient_UD.shape[1],
             threads=torch.get_num_threads(),
             steps=steps,
+            table_rows=len(state.table_RD),
             **rates._asdict(),
             rows=address(row_U),
             gradient=address(gradient_UD),

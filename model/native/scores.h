@@ -5,7 +5,7 @@
 
 extern "C" {
 struct ScoresCall {
-    int64_t positions, choices, units, threads, unique;
+    int64_t positions, choices, units, threads, unique, table_rows;
     const float* hidden;    // positions x D
     const float* items;     // table rows x D
     const int64_t* rows;    // positions x choices

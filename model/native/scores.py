@@ -63,6 +63,7 @@ def _call(hidden_PD: Tensor, item_RD: Tensor, row_PC: Tensor) -> ScoresCall:
         choices=row_PC.shape[1],
         units=hidden_PD.shape[1],
         threads=torch.get_num_threads(),
+        table_rows=len(item_RD),
         hidden=address(hidden_PD),
         items=address(item_RD),
         rows=address(row_PC),

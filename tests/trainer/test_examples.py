@@ -18,6 +18,7 @@ from tests.trainer.doomed_trainer import MODEL, TRAINER
 from trainer.cut import Cut
 from trainer.examples import ExampleReader, Patience, newest_announcement
 from trainer.loop import FAR_BEHIND_BATCHES, TrainerLoop, run_trainer
+from trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.broker
 
@@ -75,6 +76,15 @@ def test_what_is_less_than_the_floor_is_learnt_when_the_wait_is_over(kafka: Kafk
     assert sum(found) == 3
 
 
+def test_where_the_floor_is_above_the_ceiling_the_ceiling_is_enough(kafka: KafkaSettings) -> None:
+    send(kafka, clicks(40, partitions=2))
+
+    with reading(kafka) as reader:
+        found = sizes(reader, Patience(least=32, most=16, wait_seconds=60.0), until=32)
+
+    assert max(found) == 16
+
+
 @contextmanager
 def learning(kafka: KafkaSettings, checkpoints: Path, **settings: Any) -> Iterator[Sequence[Mapping[str, Any]]]:  # noqa: ANN401
     """A trainer in a thread, and what it says."""
@@ -122,6 +132,18 @@ def test_the_more_examples_wait_the_more_are_learnt_at_once(
     assert steps < 960 / 32
     assert batches_up_to(16) > small
     assert batches_up_to(64) - bounded == steps
+
+
+def test_a_lower_ceiling_alone_bounds_every_micro_batch(kafka: KafkaSettings, tmp_path: Path, wait_until: Wait) -> None:
+    send(kafka, clicks(960, partitions=2))
+    trained, steps = value("sasrec_examples_trained_total"), value("sasrec_micro_batch_examples_count")
+    bounded = batches_up_to(16)
+    unset = TrainerSettings()
+
+    with learning(kafka, tmp_path, max_batch=16, min_batch=unset.min_batch, catch_up_batch=unset.catch_up_batch):
+        wait_until(lambda: value("sasrec_examples_trained_total") == trained + 960)
+
+    assert batches_up_to(16) - bounded == value("sasrec_micro_batch_examples_count") - steps
 
 
 def test_idle_it_takes_no_step_publishes_nothing_and_only_waits_for_a_fetch(

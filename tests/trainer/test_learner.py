@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from model.catalogue import PADDING
 from model.settings import ModelSettings
 from stream.examples import ClickExample, ExampleId, Served, ShownItem, SlateExample
 from tests.trainer.clicks import click, clicks, in_batches
@@ -273,6 +274,62 @@ def test_a_bot_teaches_no_more_than_its_share_of_a_window_and_everybody_else_all
     assert learnt.flooded == {"user_flood": 27 - 10}
     assert learnt.trained == learner.examples_trained == 70
     assert int(learner.catalogue.click_counts().sum()) == 70
+
+
+class PoisonWeigher(Weigher):
+    """Clicks on one item make the loss spike."""
+
+    def weigh(self, clicks: Sequence[ClickExample], *, exposure: Exposure) -> Weights:
+        weights = super().weigh(clicks, exposure=exposure)
+        loud_N = np.array([click.item_id == "poison" for click in clicks], dtype=np.bool_)
+        return weights._replace(weight_N=np.where(loud_N, 1e6, weights.weight_N))
+
+
+UNTAUGHT: dict[str, Served | None] = {
+    "spiking": None,
+    "flooded": None,
+    "pinned": Served("editors", "slate", 0, None, "none", "fixed"),
+    "without the propensity that was promised": Served("ours", "slate", 0, None, "exact", "exploit"),
+}
+
+
+@pytest.mark.parametrize("how", UNTAUGHT)
+def test_a_click_that_taught_nothing_stays_in_the_history_and_is_never_taught_by_replay(how: str) -> None:
+    window = 100
+    learner = Learner(MODEL, TRAINER.model_copy(update={"flood_window": window, "replay_positions": 200}))
+    for batch in in_batches(clicks(10 * window, users=5), 20):
+        learner.learn(batch)
+    learner.weigher = PoisonWeigher(TRAINER) if how == "spiking" else learner.weigher
+    items = ["a", "b", "c", "d", "poison", "e", "f"]
+    mine = [
+        click(
+            ExampleId("clicks", 1, place, 0),
+            "me",
+            items[:place],
+            item,
+            served=UNTAUGHT[how] if item == "poison" else None,
+        )
+        for place, item in enumerate(items)
+    ]
+    crowd = clicks(4 * window, users=5, first_offset=10_000)
+    if how == "flooded":
+        learner.settings = learner.settings.model_copy(update={"user_flood_share": 4 / window})
+
+    learner.learn(mine[:3])
+    learnt = learner.learn([mine[3], mine[4], *crowd[:10]], mode="wary")
+    learner.settings = learner.settings.model_copy(update={"user_flood_share": 1.0})
+    learner.learn(crowd[10:window])
+    learner.learn([mine[5], *crowd[window : window + 10]])
+    learner.learn([mine[6]])
+
+    assert [one.example for one in learnt.refused] == [mine[4]] * (how == "spiking")
+    assert learnt.flooded == ({"user_flood": 1} if how == "flooded" else {})
+    remembered, weights = learner.replay.stretches["me"]
+    assert remembered == tuple(items)
+    assert [item for item, weight in zip(remembered, weights, strict=True) if weight > 0.0] == [*"abcd", *"ef"]
+    (group,) = learner.micro((), learner.reminded(10)).groups
+    assert learner.catalogue.row_of("e") in group.target_BT
+    assert learner.catalogue.row_of("poison") not in group.target_BT[group.target_BT != PADDING]
 
 
 def test_new_items_find_room_when_the_table_is_full_and_inherit_nothing() -> None:

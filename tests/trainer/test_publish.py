@@ -13,20 +13,22 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from kafka.errors import KafkaTimeoutError
 from prometheus_client import REGISTRY
 
+import model.checkpoint
 from model import store
 from model.checkpoint import BrokenCheckpointError, delta_versions, full_versions, newest_checkpoint
 from model.delta import delta_path
 from stream.events import ModelAnnouncement
 from tests.trainer.clicks import clicks, in_batches
 from tests.trainer.doomed_trainer import MODEL
-from tests.trainer.publishing import SETTINGS, Trainer, assert_live_is, trainer_in
+from tests.trainer.publishing import KAFKA, SETTINGS, Topic, Trainer, assert_live_is, trainer_in
 from trainer.cut import Cut
 from trainer.learner import Learner
 from trainer.live import read_live, read_version
 from trainer.lock import FencedError, only_trainer
-from trainer.publish import new_lineage
+from trainer.publish import Publisher, Workshop, new_lineage
 
 
 @pytest.mark.parametrize("max_items", [1_000, 12], ids=["growing", "evicting"])
@@ -115,6 +117,68 @@ def test_on_a_full_disk_learning_goes_on_and_the_next_version_says_what_both_cha
     assert mended is not None
     assert (lost, partial, mended.kind, mended.version) == (None, [], "delta", 3)
     assert counted("sasrec_publication_failures_total") == failures + 1
+
+
+class KeepsAll:
+    """A store that lets nobody delete, as S3 does without `s3:DeleteObject`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = 0
+
+        def refuse(place: store.Place) -> None:
+            self.asked += 1
+            raise PermissionError(13, "AccessDenied: s3:DeleteObject", str(place))
+
+        monkeypatch.setattr(model.checkpoint, "remove", refuse)
+
+
+def test_where_nothing_can_be_deleted_versions_are_published_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = KeepsAll(monkeypatch)
+    failures, unpruned = counted("sasrec_publication_failures_total"), counted("sasrec_pruning_failures_total")
+    kinds = []
+    with trainer_in(tmp_path) as trainer:
+        for number, batch in enumerate(in_batches(clicks(160), 20), start=1):
+            trainer.learn(batch)
+            announcement = trainer.publish(final=number in {4, 6, 8})
+            assert_live_is(announcement, trainer.learner)
+            kinds.append(announcement and announcement.kind)
+
+    assert kinds == ["full", "delta", "delta", "full", "delta", "full", "delta", "full"]
+    assert keeper.asked > 0
+    assert counted("sasrec_publication_failures_total") == failures
+    assert counted("sasrec_pruning_failures_total") == unpruned + 2
+
+
+def test_an_announcement_that_could_not_be_withdrawn_is_withdrawn_with_the_next_version(tmp_path: Path) -> None:
+    class Closed(Topic):
+        """Takes announcements, and for a while nothing else."""
+
+        is_closed = True
+
+        def send(self, topic: str, *, key: bytes, value: bytes | None, headers: object = None) -> Topic:
+            if value is None and self.is_closed:
+                raise KafkaTimeoutError
+            return super().send(topic, key=key, value=value, headers=headers)
+
+    first, second = in_batches(clicks(40), 20)
+    with trainer_in(tmp_path) as trainer:
+        topic = Closed()
+        trainer.publisher = Publisher(Workshop(KAFKA, topic, SETTINGS, tmp_path, trainer.publisher.term))
+        trainer.publisher.begin(trainer.lineage, generation=1, live=None)
+        trainer.publisher.forget_when_newer(["sasrec/old/1"])
+        trainer.learn(first)
+        published = trainer.publish()
+        still_there = b"sasrec/old/1" not in topic.records
+        topic.is_closed = False
+        trainer.learn(second)
+        trainer.publish()
+        trainer.publisher.close()
+
+    assert published is not None
+    assert still_there
+    assert topic.records[b"sasrec/old/1"] is None
 
 
 @pytest.fixture

@@ -9,9 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import model.sasrec
+from model.catalogue import PADDING
 from model.losses import Positions
+from model.native.functions import kernels
 from model.settings import ModelSettings
-from tests.trainer.clicks import clicks, in_batches
+from stream.examples import ExampleId
+from tests.trainer.clicks import click, clicks, in_batches
+from trainer.batch import Stretch, collate
 from trainer.cut import Cut
 from trainer.learner import Learner
 from trainer.newcomers import MOST_NEIGHBOURS, neighbours_of
@@ -21,7 +26,7 @@ from trainer.restraints import restraints_of
 from trainer.settings import TrainerSettings
 from trainer.state import resume, tensors_of
 from trainer.step import targets_of
-from trainer.teacher import divergence
+from trainer.teacher import Teacher, divergence
 
 MODEL = ModelSettings(max_length=8, units=16, blocks=1, dropout=0.0)
 TRAINER = TrainerSettings(negatives=16, learning_rate=0.01, min_context=4, replay_users=10, accept_examples=60)
@@ -39,6 +44,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(params=["native", "torch"])
+def _computes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(model.sasrec, "runs_natively", lambda *_, **__: False)
+    elif kernels() is None:
+        pytest.skip("no native kernels: there is no C++ compiler, or SASREC_NATIVE is off")
+
+
 def with_way(name: str) -> TrainerSettings:
     return TrainerSettings.model_validate(TRAINER.model_dump() | WAYS[name])
 
@@ -52,7 +65,12 @@ def learnt(settings: TrainerSettings, count: int = 120) -> Learner:
 
 def cost(learner: Learner) -> float:
     """Of the restraints, for what the learner is reminded of."""
-    micro = learner.micro((), learner.reminded(8))
+    return cost_of(learner, learner.reminded(8))
+
+
+def cost_of(learner: Learner, stretches: list[Stretch]) -> float:
+    """The same, where it is reminded of these."""
+    micro = learner.micro((), stretches)
     hidden_PD, target_P, weight_P = (
         torch.cat(parts)
         for parts in zip(*(targets_of(learner.network, group, None) for group in micro.replayed), strict=True)
@@ -107,6 +125,74 @@ def test_a_row_that_was_given_to_another_item_is_free(name: str) -> None:
         restraint.forget(np.array([3]))
 
     assert 0.0 <= cost(learner) < before
+
+
+@pytest.mark.usefixtures("_computes")
+@pytest.mark.parametrize("name", ["teacher", "anchor"])
+def test_items_that_came_after_acceptance_are_replayed_like_others(name: str) -> None:
+    settings = with_way(name).model_copy(update={"replay_users": 50, "accept_examples": 10_000_000})
+    learner = learnt(settings)
+    learner.accept()
+    before = clicks(120, users=8, items=20)
+    after = [
+        click(
+            ExampleId("clicks", 0, 1_000 + n, 0),
+            f"late-{n % 10}",
+            [f"new-{(n + m) % 40}" for m in range(5)],
+            f"new-{n * 7 % 40}",
+        )
+        for n in range(60)
+    ]
+
+    learning = [learner.learn(batch) for batch in in_batches([*after, *before], 10)]
+
+    assert [one.stepped.fault for one in learning] == [None] * len(learning)
+    assert all(not one.refused for one in learning)
+
+
+@pytest.mark.usefixtures("_computes")
+@pytest.mark.parametrize("newcomer", ["a new row", "the row of another item"])
+def test_what_becomes_of_an_item_that_came_after_acceptance_costs_nothing(newcomer: str) -> None:
+    learner = Learner(MODEL, TRAINER.model_copy(update={"distillation": 1.0, "max_items": 5}))
+    learner.admit(["a", "b", "c", "d"] + ["old"] * (newcomer == "the row of another item"))
+    with torch.no_grad():
+        learner.network.item_RD[1:] = torch.randn(
+            learner.network.item_RD[1:].shape, generator=torch.Generator().manual_seed(1)
+        )
+    learner.accept()
+    for item_id in ("a", "b", "c", "d"):
+        learner.catalogue.admit(item_id)
+    learner.admit(["taker"])
+    replayed = [
+        Stretch(("taker", "a", "taker", "b"), (1.0, 1.0, 1.0)),
+        Stretch(("a", "b", "c", "taker", "d"), (1.0, 1.0, 1.0, 1.0)),
+    ]
+
+    with torch.no_grad():
+        learner.network.item_RD[learner.catalogue.row_of("taker")] = 3.0
+    nothing = cost_of(learner, replayed)
+    with torch.no_grad():
+        learner.network.item_RD[learner.catalogue.row_of("a")] = 0.0
+
+    assert nothing == pytest.approx(0.0, abs=1e-6)
+    assert cost_of(learner, replayed) > 1e-3
+
+
+@pytest.mark.usefixtures("_computes")
+def test_the_teacher_answers_up_to_the_first_item_that_it_does_not_know() -> None:
+    learner = learnt(with_way("teacher"))
+    learner.accept()
+    learner.admit(["late"])
+    (teacher,) = learner.restraints
+    assert isinstance(teacher, Teacher)
+    (group,) = collate(
+        [Stretch(("item-1", "item-2", "item-3", "late", "item-4", "item-5"), (1.0,) * 5)], learner.catalogue.rows_of
+    )
+
+    answers = teacher.answers([group])
+
+    assert answers.given_P.tolist() == [True, True, True, False, False]
+    assert torch.equal(answers.hidden_AD, learner.network.states_at(group.row_BT, group.target_BT != PADDING)[:3])
 
 
 @pytest.mark.parametrize("name", ["teacher", "anchor"])

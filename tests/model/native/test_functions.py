@@ -14,6 +14,8 @@ from torch.nn import functional
 import model.sasrec
 from model.lengths import Packed
 from model.native.functions import kernels, native_softmax_gradients
+from model.native.rows import Rates, RowState, adam_rows
+from model.native.scores import native_scores
 from model.sasrec import SASRec
 from model.settings import ModelSettings
 
@@ -151,3 +153,27 @@ def test_a_score_that_is_not_finite_makes_no_finite_loss() -> None:
     loss_C = native_softmax_gradients(score_CN, target_C=torch.tensor([1]), weight_C=torch.ones(1))
 
     assert not torch.isfinite(loss_C).any()
+
+
+@pytest.mark.parametrize("row", [ITEMS + 1, 1 << 40, -1])
+def test_a_row_outside_the_table_is_refused_and_nothing_is_read(row: int) -> None:
+    made = network(ModelSettings(max_length=4, units=8, blocks=1))
+    row_BT = torch.tensor([[1, row, 2]])
+
+    for reads in (
+        made.forward,
+        made.encode_last,
+        lambda rows: native_scores(made(rows[:, :1])[:, 0], made.item_RD, rows),
+    ):
+        with pytest.raises(IndexError, match="outside the table of 61 rows"):
+            reads(row_BT)
+
+
+def test_adam_touches_no_row_outside_the_table() -> None:
+    state = RowState(torch.zeros(3, 8), torch.zeros(3, 2, 8), *torch.zeros(2, 3, dtype=torch.int64))
+    rates = Rates(rate=0.1, beta1=0.9, beta2=0.99, epsilon=1e-8, decay=0.0)
+
+    with pytest.raises(IndexError, match="outside the table of 3 rows"):
+        adam_rows(state, row_U=torch.tensor([1, 3]), gradient_UD=torch.ones(2, 8), steps=1, rates=rates)
+
+    assert not state.table_RD.any()
