@@ -70,8 +70,8 @@ class Prepared:
             NewestCall(
                 sequences=len(length_B),
                 threads=torch.get_num_threads(),
-                lengths=address(length_B),
-                rows=address(row_P),
+                lengths=address(length_B, torch.int64),
+                rows=address(row_P, torch.int64),
                 output=address(output_BD),
             ),
         )
