@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.catalogue import PADDING
+from model.checked import check_kinds, existing_rows
 from model.native.full_softmax import Gradients, native_full_softmax, softens_natively
 from model.native.functions import native_softmax_gradients, runs_natively
 
@@ -78,8 +79,15 @@ def full_cross_entropy(
 
     `kind` is what the factors of the three products are rounded to (None: nothing is rounded); sums, exponentials and
     the loss keep the kind of the hidden states.
+
+    Raises:
+        TypeError: rows that are no whole numbers, or items of another kind than hidden states.
+        IndexError: a target that is none of these rows.
     """
-    loss: Tensor = FullSoftmax.apply(hidden_PD, item_RD, target_P, weight_P, _Over(size, kind or hidden_PD.dtype))
+    check_kinds(hidden_PD, item_RD)
+    target_P = existing_rows(target_P, first=PADDING + 1, end=min(size, len(item_RD)))
+    weight_P, over = weight_P.to(hidden_PD.dtype), _Over(size, kind or hidden_PD.dtype)
+    loss: Tensor = FullSoftmax.apply(hidden_PD, item_RD, target_P, weight_P, over)
     return loss
 
 
@@ -87,7 +95,7 @@ def _learn(
     hidden_PD: Tensor, item_ND: Tensor, *, target_P: Tensor, weight_P: Tensor, to: Gradients, kind: torch.dtype
 ) -> Tensor:
     """The loss, chunk by chunk; its gradients go to `to`."""
-    native = runs_natively(item_ND, heads=1)
+    native = runs_natively(item_ND, heads=1) and kind in {torch.float32, torch.bfloat16}
     factor_ND, factor_PD = item_ND.to(kind), hidden_PD.to(kind)
     target_P, weight_P = target_P.contiguous(), weight_P.contiguous()
     total = weight_P.new_zeros(())

@@ -21,7 +21,7 @@ from torch import Tensor
 from model.catalogue import PADDING
 from model.native.best import collects_natively
 from model.native.probe import Lists, probed_natively
-from model.ranking import CHUNK_SCORES, TopK, top_k
+from model.ranking import CHUNK_SCORES, TopK, checked, top_k
 
 NOWHERE = np.iinfo(np.uint16).max
 """The list of rows that stand in none."""
@@ -61,6 +61,8 @@ class Index:
         live_R: Bool[Tensor, " R"],
     ) -> TopK:
         """As `top_k`, of the rows in the lists whose centres score highest."""
+        assert len(self.list_R) <= len(item_RD), "an index is never ahead of its table"
+        excluded_BE = checked(hidden_BD, item_RD, excluded_BE=excluded_BE, live_R=live_R)
         probed_BP = (hidden_BD @ self.centre_LD.T).topk(self.probes, dim=1, sorted=False).indices
         search = self._probe_natively if collects_natively(item_RD) else self._probe
         best = search(hidden_BD, item_RD, probed_BP, k=k, excluded_BE=excluded_BE, live_R=live_R)

@@ -26,6 +26,18 @@ class Packed(NamedTuple):
     last_B: Int[np.ndarray, " B"]
     """How many of the newest positions of each come out of the network: 0 to `length_B`."""
 
+    def check(self) -> None:
+        """That there are as many rows as the lengths say, and nothing comes out that did not go in.
+
+        Raises:
+            ValueError: it is not so.
+        """
+        is_within = ((self.last_B >= 0) & (self.last_B <= self.length_B)).all()
+        if len(self.length_B) != len(self.last_B) or int(self.length_B.sum()) != len(self.row_P) or not is_within:
+            raise ValueError(
+                f"{len(self.row_P)} rows are no sequences of {self.length_B} of which {self.last_B} come out"
+            )
+
     def whole(self) -> Packed:
         """The same with all positions coming out."""
         return self._replace(last_B=self.length_B)

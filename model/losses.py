@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.catalogue import PADDING
+from model.checked import check_kinds, existing_rows
 from model.full_softmax import full_cross_entropy
 from model.native.drawn import Cost, Drawn, Wanted, draws_natively, native_drawn_softmax, native_drawn_softplus
 from model.native.rows import learns_natively
@@ -44,6 +45,25 @@ class Positions:
     """Natural logarithm of each row's chance to be drawn as one negative (sampled_softmax)."""
     product_kind: torch.dtype | None = None
     """What the factors of the products with all items are rounded to (cross_entropy); None: to nothing else."""
+
+    def __post_init__(self) -> None:
+        """Rows become int64 and weights what hidden states are; a target is an item, a negative an item or PADDING.
+
+        Raises:
+            TypeError: rows that are no whole numbers, or items of another kind than hidden states.
+            IndexError: a row that is not in use.
+        """
+        check_kinds(self.hidden_PD, self.item_RD)
+        end = min(self.size, len(self.item_RD))
+        self._become("target_P", existing_rows(self.target_P, first=PADDING + 1, end=end))
+        self._become("weight_P", self.weight_P.to(self.hidden_PD.dtype))
+        if self.negative is not None:
+            self._become("negative", existing_rows(self.negative, end=end))
+        if self.log_q_R is not None:
+            self._become("log_q_R", self.log_q_R.to(self.hidden_PD.dtype))
+
+    def _become(self, name: str, value: Tensor) -> None:
+        object.__setattr__(self, name, value)
 
 
 Loss = Callable[[Positions], Float[Tensor, ""]]
@@ -223,4 +243,4 @@ def _masked_mean(cost_PK: Tensor, valid_PK: Tensor) -> Tensor:
 
 
 def _weighted(loss_P: Float[Tensor, " P"], positions: Positions) -> Float[Tensor, ""]:
-    return torch.dot(loss_P, positions.weight_P) / max(1, loss_P.shape[0])
+    return torch.dot(loss_P.to(positions.weight_P.dtype), positions.weight_P) / max(1, loss_P.shape[0])

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from model.catalogue import PADDING
+from model.checked import check_kinds, existing_rows
 from model.native.best import NativeBest, collects_natively
 
 CHUNK_SCORES = 1 << 20
@@ -38,8 +39,15 @@ def top_k(
     excluded_BE: Int[Tensor, "B E"],
     live_R: Bool[Tensor, " R"],
 ) -> TopK:
-    """The k best live items of each user without the excluded ones (filled up with PADDING)."""
-    if collects_natively(item_RD):
+    """The k best live items of each user without the excluded ones (filled up with PADDING).
+
+    Raises:
+        TypeError: excluded rows that are no whole numbers, or items of another kind than hidden states.
+        IndexError: an excluded row that is not in the table.
+        ValueError: it is not known of every row, or of more than there are, whether it is live.
+    """
+    excluded_BE = checked(hidden_BD, item_RD, excluded_BE=excluded_BE, live_R=live_R)
+    if k > 0 and collects_natively(item_RD):
         return _top_k_natively(hidden_BD, item_RD, k=k, excluded_BE=excluded_BE, live_R=live_R)
     users = hidden_BD.shape[0]
     best = TopK(hidden_BD.new_full((users, 0), -torch.inf), excluded_BE.new_empty((users, 0)))
@@ -66,6 +74,20 @@ def _top_k_natively(hidden_BD: Tensor, item_RD: Tensor, *, k: int, excluded_BE: 
             torch.mm(hidden_BD, item_CD.T, out=score_BC)
         best.add(score_BC, first=start)
     return TopK(*best.found())
+
+
+def checked(
+    hidden_BD: Float[Tensor, "B D"],
+    item_RD: Float[Tensor, "R D"],
+    *,
+    excluded_BE: Int[Tensor, "B E"],
+    live_R: Bool[Tensor, " R"],
+) -> Int[Tensor, "B E"]:
+    """The excluded rows as int64; errors as `top_k`."""
+    check_kinds(hidden_BD, item_RD)
+    if len(live_R) != len(item_RD):
+        raise ValueError(f"{len(live_R)} rows are live or not, of {len(item_RD)}; take both from one version")
+    return existing_rows(excluded_BE, end=len(item_RD))
 
 
 class Foreseen(NamedTuple):
@@ -103,7 +125,13 @@ def foreseen(
     live_R: Bool[Tensor, " R"],
     k: int,
 ) -> Foreseen:
-    """Ranks as `rank_of` gives them and the k best items, from one look at every part of the catalogue."""
+    """Ranks as `rank_of` gives them and the k best items, from one look at every part of the catalogue.
+
+    Raises:
+        As `top_k`; and IndexError for a target that is not in the table.
+    """
+    excluded_PE = checked(hidden_PD, item_RD, excluded_BE=excluded_PE, live_R=live_R)
+    target_P = existing_rows(target_P, end=len(item_RD))
     product_PD = hidden_PD * item_RD[target_P]
     level_P1 = (product_PD.sum(dim=1) - ROUNDING * product_PD.abs().sum(dim=1))[:, None]
     is_served_P = live_R[target_P] & (target_P != PADDING) & ~(excluded_PE == target_P[:, None]).any(dim=1)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.catalogue import PADDING
+from model.checked import existing_rows
 from model.dropout import Dropout, Kept
 from model.fixed_shapes import Bucket, buckets_of, compiled, through
 from model.lengths import Packed, length_groups, packed
@@ -152,7 +153,8 @@ class Encoder:
         """As `SASRec.encode_last`."""
         if self._prepared is not None and rows_BT.shape[1] <= self._network.settings.max_length:
             is_item_BT = rows_BT != PADDING
-            return self._prepared.newest(row_P=rows_BT[is_item_BT], length_B=is_item_BT.sum(dim=1))
+            row_P = existing_rows(rows_BT[is_item_BT], end=self._network.capacity)
+            return self._prepared.newest(row_P=row_P, length_B=is_item_BT.sum(dim=1))
         is_known_B = (rows_BT != PADDING).any(dim=1)
         hidden_BD = self._network.item_RD.new_zeros(len(rows_BT), self._network.settings.units)
         hidden_BD[is_known_B] = self._network.encode(packed(rows_BT[is_known_B]).newest())
@@ -228,8 +230,12 @@ class SASRec(nn.Module):
         Fewer positions cost less, for the last block works on them alone. Dropout only with `rng`.
 
         Raises:
-            ValueError: a sequence is longer than the model's positions.
+            ValueError: a sequence is longer than the model's positions, or there are other rows than lengths say.
+            TypeError: rows that are no whole numbers.
+            IndexError: a row that the item table does not have.
         """
+        sequences = sequences._replace(row_P=existing_rows(sequences.row_P, end=self.capacity))
+        sequences.check()
         longest = int(sequences.length_B.max(initial=0))
         if longest > self.settings.max_length:
             raise ValueError(f"{longest} positions, the model knows {self.settings.max_length}; pass only the newest")

@@ -40,6 +40,8 @@ class NativeBest:
         """Takes in the scores of the rows `first`, `first` + 1, ..., and spoils those of excluded ones."""
         found = kernels()
         assert found is not None, "ask `collects_natively` first"
+        assert len(score_BC) == len(self._count_B)
+        assert first + score_BC.shape[1] <= len(self._live_R)
         found.best(
             BestCall(
                 users=len(score_BC),
@@ -49,10 +51,10 @@ class NativeBest:
                 excluded_columns=self._excluded_BE.shape[1],
                 threads=torch.get_num_threads() if score_BC.numel() >= _SCORES_WORTH_A_THREAD else 1,
                 scores=address(score_BC),
-                live=address(self._live_R),
-                excluded=address(self._excluded_BE),
-                keys=address(self._key_BJ),
-                counts=address(self._count_B),
+                live=address(self._live_R, torch.bool),
+                excluded=address(self._excluded_BE, torch.int64),
+                keys=address(self._key_BJ, torch.int64),
+                counts=address(self._count_B, torch.int64),
             )
         )
 
@@ -74,10 +76,10 @@ def in_order(
             users=users,
             keep=k,
             threads=torch.get_num_threads() if users * k >= _SCORES_WORTH_A_THREAD else 1,
-            keys=address(key_BJ),
-            counts=address(count_B),
+            keys=address(key_BJ, torch.int64),
+            counts=address(count_B, torch.int64),
             scores=address(score_BK),
-            rows=address(row_BK),
+            rows=address(row_BK, torch.int64),
         )
     )
     return score_BK, row_BK

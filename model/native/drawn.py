@@ -94,6 +94,7 @@ class _Against(torch.autograd.Function):
         hidden_PD, level_P, item_KD = hidden_PD.contiguous(), level_P.contiguous(), item_RD[drawn.row_K]
         target_P, weight_P, row_K = (one.contiguous() for one in (*wanted, drawn.row_K))
         log_q_K = None if drawn.log_q_K is None else drawn.log_q_K.contiguous()
+        assert len(hidden_PD) == len(target_P) == len(weight_P) == len(level_P)
         loss_P, level_gradient_P = torch.empty_like(weight_P), torch.empty_like(level_P)
         hidden_gradient_PD, item_gradient_KD = torch.empty_like(hidden_PD), torch.zeros_like(item_KD)
         found = kernels()
@@ -107,9 +108,9 @@ class _Against(torch.autograd.Function):
                 cost=drawn.cost,
                 hidden=address(hidden_PD),
                 table=address(item_KD),
-                targets=address(target_P),
+                targets=address(target_P, torch.int64),
                 weights=address(weight_P),
-                rows=address(row_K),
+                rows=address(row_K, torch.int64),
                 discounts=None if log_q_K is None else address(log_q_K),
                 levels=address(level_P),
                 losses=address(loss_P),

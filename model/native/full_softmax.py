@@ -45,6 +45,7 @@ def native_full_softmax(
 ) -> Float[Tensor, ""]:
     """The weighted sum of the cross-entropies of targets among the items; its gradients go to `to`."""
     hidden_PD, target_P, weight_P = hidden_PD.contiguous(), target_P.contiguous(), weight_P.contiguous()
+    assert len(hidden_PD) == len(target_P) == len(weight_P)
     loss_P = torch.empty_like(weight_P)
     found = kernels()
     assert found is not None, "ask `softens_natively` first"
@@ -55,7 +56,7 @@ def native_full_softmax(
         "threads": torch.get_num_threads(),
         "hidden": address(hidden_PD),
         "table": address(item_ND),
-        "targets": address(target_P),
+        "targets": address(target_P, torch.int64),
         "weights": address(weight_P),
         "losses": address(loss_P),
         "hidden_gradient": address(to.hidden_PD),

@@ -112,14 +112,16 @@ def native_softmax_gradients(
 
     Scores are of float32 or bfloat16, all else of float32.
     """
+    assert score_CN.dtype in {torch.float32, torch.bfloat16}
+    assert len(score_CN) == len(target_C) == len(weight_C)
     loss_C = torch.empty_like(weight_C)
     call = SoftmaxCall(
         rows=score_CN.shape[0],
         columns=score_CN.shape[1],
         threads=torch.get_num_threads(),
         is_short=score_CN.dtype == torch.bfloat16,
-        scores=address(score_CN),
-        targets=address(target_C),
+        scores=address(score_CN, score_CN.dtype),
+        targets=address(target_C, torch.int64),
         weights=address(weight_C),
         losses=address(loss_C),
     )
@@ -251,8 +253,8 @@ def _embedding_call(place_TD: Tensor, row_P: Tensor, read: Read) -> EmbeddingCal
         site=0,
         **read.dropped._asdict(),
         scale=read.scale,
-        lengths=address(read.sequences.length_B),
-        rows=address(row_P),
+        lengths=address(read.sequences.length_B, torch.int64),
+        rows=address(row_P, torch.int64),
     )
 
 
@@ -267,8 +269,8 @@ def _block_call(
         threads=torch.get_num_threads(),
         site=shape.site,
         **dropped._asdict(),
-        lengths=address(sequences.length_B),
-        lasts=address(sequences.last_B),
+        lengths=address(sequences.length_B, torch.int64),
+        lasts=address(sequences.last_B, torch.int64),
         input=address(input_PD),
         weights=addresses(weights),
     )

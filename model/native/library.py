@@ -189,7 +189,7 @@ NOTHING_DROPPED = Dropped(0, 0, 1.0)
 
 
 class Kernels:
-    """The library with its functions declared; every tensor is float32 or int64, contiguous and on the CPU.
+    """The library with its functions declared; tensors are as `address` wants them: contiguous and on the CPU.
 
     What takes rows of a table raises an IndexError, as torch does, where one lies outside: nothing is read or written.
     """
@@ -306,8 +306,14 @@ def _demand(within: int, table_rows: int) -> None:
         raise IndexError(f"a row lies outside the table of {table_rows} rows")
 
 
-def address(tensor: Tensor) -> int:
-    """Where its numbers lie; the tensor must outlive the call that uses it."""
+def address(tensor: Tensor, kind: torch.dtype = torch.float32) -> int:
+    """Where its numbers of this kind lie; the tensor must outlive the call that uses it.
+
+    Raises:
+        TypeError: numbers of another kind, which a kernel would take for what they are not.
+    """
+    if tensor.dtype != kind:
+        raise TypeError(f"a kernel reads {kind} here, not {tensor.dtype}; convert the numbers first")
     assert tensor.is_contiguous()
     assert tensor.device.type == "cpu"
     return tensor.data_ptr()

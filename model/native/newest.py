@@ -71,8 +71,8 @@ class Prepared:
             NewestCall(
                 sequences=len(length_B),
                 threads=torch.get_num_threads(),
-                lengths=address(length_B),
-                rows=address(row_P),
+                lengths=address(length_B, torch.int64),
+                rows=address(row_P, torch.int64),
                 output=address(output_BD),
             ),
             table_rows=len(self._tables[0]),

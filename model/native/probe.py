@@ -55,13 +55,13 @@ def probed_natively(
             threads=torch.get_num_threads(),
             hidden=address(hidden_BD),
             items=address(item_RD),
-            starts=address(lists.border_F),
-            rows=address(lists.row_N),
-            probed=address(probed_BP),
-            live=address(live_R),
-            excluded=address(excluded_BE),
-            keys=address(key_BJ),
-            counts=address(count_B),
+            starts=address(lists.border_F, torch.int64),
+            rows=address(lists.row_N, torch.int32),
+            probed=address(probed_BP, torch.int64),
+            live=address(live_R, torch.bool),
+            excluded=address(excluded_BE, torch.int64),
+            keys=address(key_BJ, torch.int64),
+            counts=address(count_B, torch.int64),
         )
     )
     return in_order(key_BJ, count_B, k=k)

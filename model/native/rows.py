@@ -65,10 +65,10 @@ def sorted_rows(row_N: Int[Tensor, " N"]) -> SortedRows:
         SortCall(
             entries=len(row_N),
             padding=PADDING,
-            rows=address(row_N),
-            order=address(order_N),
-            unique=address(row_U),
-            starts=address(start),
+            rows=address(row_N, torch.int64),
+            order=address(order_N, torch.int32),
+            unique=address(row_U, torch.int64),
+            starts=address(start, torch.int64),
         )
     )
     return SortedRows(order_N, row_U[:unique], start[: unique + 1])
@@ -84,8 +84,8 @@ def merged(row_N: Int[Tensor, " N"], value_ND: Float[Tensor, "N D"]) -> tuple[In
             unique=len(found.row_U),
             units=value_ND.shape[1],
             threads=torch.get_num_threads(),
-            order=address(found.order_N),
-            starts=address(found.start),
+            order=address(found.order_N, torch.int32),
+            starts=address(found.start, torch.int64),
             values=address(value_ND),
             sums=address(sum_UD),
         )
@@ -106,12 +106,12 @@ def adam_rows(
             steps=steps,
             table_rows=len(state.table_RD),
             **rates._asdict(),
-            rows=address(row_U),
+            rows=address(row_U, torch.int64),
             gradient=address(gradient_UD),
             table=address(state.table_RD),
             moments=address(state.moments_R2D),
-            began=address(state.began_R),
-            last=address(state.touched_R),
+            began=address(state.began_R, torch.int64),
+            last=address(state.touched_R, torch.int64),
         )
     )
 

@@ -48,7 +48,7 @@ class _Scores(torch.autograd.Function):
         gradient_UD = hidden_PD.new_empty(len(found.row_U), hidden_PD.shape[1])
         call = _call(hidden_PD, item_RD, row_PC)
         call.unique, call.given = len(found.row_U), address(given_PC)
-        call.order, call.starts = address(found.order_N), address(found.start)
+        call.order, call.starts = address(found.order_N, torch.int32), address(found.start, torch.int64)
         call.hidden_gradient, call.item_gradient = address(hidden_gradient_PD), address(gradient_UD)
         _kernels().scores_backward(call)
         item_gradient_RD = torch.sparse_coo_tensor(
@@ -58,6 +58,8 @@ class _Scores(torch.autograd.Function):
 
 
 def _call(hidden_PD: Tensor, item_RD: Tensor, row_PC: Tensor) -> ScoresCall:
+    assert len(hidden_PD) == len(row_PC)
+    assert hidden_PD.shape[1] == item_RD.shape[1]
     return ScoresCall(
         positions=row_PC.shape[0],
         choices=row_PC.shape[1],
@@ -66,7 +68,7 @@ def _call(hidden_PD: Tensor, item_RD: Tensor, row_PC: Tensor) -> ScoresCall:
         table_rows=len(item_RD),
         hidden=address(hidden_PD),
         items=address(item_RD),
-        rows=address(row_PC),
+        rows=address(row_PC, torch.int64),
     )
 
 
