@@ -1,7 +1,8 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley 2018), from item rows to hidden states.
 
-Shapes: B sequences, T positions, D units, H heads, R rows of the item table, F rows that begin afresh, S last
-positions, P positions of all sequences one after another, Q of these that come out, E = 2 D.
+Shapes: B sequences, T positions, D units, H heads of K units, E = 2 D, R rows of the item table, F rows that begin
+afresh, G sequences of similar length, S last positions or slots that ask, P positions of all sequences one after
+another (in `states_at` the wanted ones), Q of these that come out.
 
 Sequences are packed: no slot is padded, and what is not wanted is not computed. The newest item of a sequence always
 takes the last position embedding. The network is a function of its weights, its input and (while training) of the
@@ -94,7 +95,7 @@ class Block(nn.Module):
         output_BSD: Tensor = self.forward_norm(summed_BSD) if self.shape.norm == "post" else summed_BSD
         return output_BSD
 
-    def packed(
+    def natively(
         self, input_PD: Float[Tensor, "P D"], sequences: Packed, dropout: Dropout | None
     ) -> Float[Tensor, "Q D"]:
         """The same, for the last positions of packed sequences, by the native kernels."""
@@ -115,50 +116,36 @@ class Block(nn.Module):
             return None
         return Kept(*(dropout.mask(position_BS, like=like, site=self.shape.site + part) for part in (0, 1)))
 
-    def _attend(self, normed_BTD: Tensor, asking_BS: Tensor | None) -> Tensor:
+    def _attend(
+        self, normed_BTD: Float[Tensor, "B T D"], asking_BS: Int[Tensor, "B S"] | None
+    ) -> Float[Tensor, "B S D"]:
         """Queries of the slots that ask, keys and values of all."""
-        query, key, value = map(self._by_head, self._project(normed_BTD, asking_BS))
+        query_BHSK, key_BHTK, value_BHTK = map(self._by_head, self._project(normed_BTD, asking_BS))
         visible_B1ST = None
         if asking_BS is not None:
             slot_T = torch.arange(normed_BTD.shape[1], device=normed_BTD.device)
             visible_B1ST = (slot_T <= asking_BS[:, :, None])[:, None]
         attended_BHSK = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible_B1ST, is_causal=asking_BS is None
+            query_BHSK, key_BHTK, value_BHTK, attn_mask=visible_B1ST, is_causal=asking_BS is None
         )
         return attended_BHSK.transpose(1, 2).flatten(2)
 
-    def _project(self, normed_BTD: Tensor, asking_BS: Tensor | None) -> tuple[Tensor, ...]:
+    def _project(
+        self, normed_BTD: Float[Tensor, "B T D"], asking_BS: Int[Tensor, "B S"] | None
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
+        """Queries, keys and values: eq. 3."""
         units = normed_BTD.shape[-1]
         if asking_BS is None:
-            return torch.split(self.query_key_value(normed_BTD), units, dim=-1)
+            query_BTD, key_BTD, value_BTD = torch.split(self.query_key_value(normed_BTD), units, dim=-1)
+            return query_BTD, key_BTD, value_BTD
         query_weight, key_value_weight = torch.split(self.query_key_value.weight, [units, 2 * units])
         key_value_BTE = functional.linear(normed_BTD, key_value_weight)
-        query_BSD = functional.linear(at(normed_BTD, asking_BS), query_weight)
-        return query_BSD, *torch.split(key_value_BTE, units, dim=-1)
+        key_BTD, value_BTD = torch.split(key_value_BTE, units, dim=-1)
+        return functional.linear(at(normed_BTD, asking_BS), query_weight), key_BTD, value_BTD
 
-    def _by_head(self, hidden: Tensor) -> Tensor:
-        heads = self.shape.heads
-        return hidden.view(*hidden.shape[:2], heads, hidden.shape[2] // heads).transpose(1, 2)
-
-
-class Encoder:
-    """A network that predicts: what does not depend on the user is done once."""
-
-    def __init__(self, network: SASRec, prepared: Prepared | None) -> None:
-        self._network = network
-        self._prepared = prepared
-
-    @torch.inference_mode()
-    def encode_last(self, rows_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-        """As `SASRec.encode_last`."""
-        if self._prepared is not None and rows_BT.shape[1] <= self._network.settings.max_length:
-            is_item_BT = rows_BT != PADDING
-            row_P = existing_rows(rows_BT[is_item_BT], end=self._network.capacity)
-            return self._prepared.newest(row_P=row_P, length_B=is_item_BT.sum(dim=1))
-        is_known_B = (rows_BT != PADDING).any(dim=1)
-        hidden_BD = self._network.item_RD.new_zeros(len(rows_BT), self._network.settings.units)
-        hidden_BD[is_known_B] = self._network.encode(packed(rows_BT[is_known_B]).newest())
-        return hidden_BD
+    def _by_head(self, hidden_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B H T K"]:
+        heads, units = self.shape.heads, hidden_BTD.shape[2]
+        return hidden_BTD.view(*hidden_BTD.shape[:2], heads, units // heads).transpose(1, 2)
 
 
 class SASRec(nn.Module):
@@ -201,8 +188,13 @@ class SASRec(nn.Module):
         """Hidden states, to be multiplied with the item table: of every slot, or only of the `last` S.
 
         Sequences may be padded on either side or between; padded slots are zero. Dropout only with `rng`.
+
+        Raises:
+            ValueError: `last` is not one of 1 to T, or a sequence is longer than the model's positions.
         """
-        slots = last or rows_BT.shape[1]
+        slots = rows_BT.shape[1] if last is None else last
+        if last is not None and not 1 <= last <= rows_BT.shape[1]:
+            raise ValueError(f"the last {last} of {rows_BT.shape[1]} slots; ask for 1 to {rows_BT.shape[1]} of them")
         wanted_BT = torch.zeros_like(rows_BT, dtype=torch.bool)
         wanted_BT[:, rows_BT.shape[1] - slots :] = True
         return self.states_at(rows_BT, wanted_BT, rng=rng).view(len(rows_BT), slots, self.settings.units)
@@ -213,6 +205,9 @@ class SASRec(nn.Module):
         """Hidden states at the wanted slots, row by row; zero at padded ones.
 
         Of each sequence the last block computes the first wanted position and those after it.
+
+        Raises:
+            ValueError: a sequence is longer than the model's positions.
         """
         is_item_BT = rows_BT != PADDING
         comes_out_BT = is_item_BT & (wanted_BT.cumsum(dim=1) > 0)
@@ -246,8 +241,60 @@ class SASRec(nn.Module):
             return self._encode_natively(sequences, dropout)
         return self._encode_by_torch(sequences, dropout)
 
+    def _encode_by_torch(self, sequences: Packed, dropout: Dropout | None) -> Float[Tensor, "Q D"]:
+        """Sequences of similar length together; the definition of what the native kernels do."""
+        wanted_B = np.flatnonzero(sequences.last_B)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.has_short_products):
+            if self.has_fixed_shapes:
+                buckets = buckets_of(sequences.length_B[wanted_B], max_length=self.settings.max_length)
+                parts = [
+                    self._encode_bucket(sequences, bucket._replace(group_G=wanted_B[bucket.group_G]), dropout)
+                    for bucket in buckets
+                ]
+            else:
+                groups = length_groups(sequences.length_B[wanted_B])
+                parts = [self._encode_group(sequences, wanted_B[group], dropout) for group in groups]
+        hidden_QD, position_Q = (
+            torch.cat([hidden_QD for hidden_QD, _ in parts]),
+            torch.cat([position_Q for _, position_Q in parts]),
+        )
+        normed_QD: Tensor = self.final_norm(hidden_QD[position_Q.argsort()])
+        return normed_QD
+
+    def _encode_group(
+        self, sequences: Packed, group: Int[np.ndarray, " G"], dropout: Dropout | None
+    ) -> tuple[Float[Tensor, "Q D"], Int[Tensor, " Q"]]:
+        """What comes out of some sequences, and where in the batch each of it stands."""
+        every, last = (slots_of(chosen, group, self.device) for chosen in (sequences.whole(), sequences))
+        hidden_BTD = self._embed(sequences, every, group, dropout)
+        for block in self._blocks()[:-1]:
+            hidden_BTD = block(hidden_BTD, None, block.kept(every.position_BT, dropout, like=hidden_BTD))
+        for block in self._blocks()[-1:]:
+            kept = block.kept(last.asking_positions(), dropout, like=hidden_BTD)
+            hidden_BTD = block(hidden_BTD, last.asking(), kept)
+        hidden_BSD = hidden_BTD if self.blocks else at(hidden_BTD, last.asking_BS)
+        return hidden_BSD[last.wanted_BS], last.wanted_positions()
+
+    def _embed(
+        self, sequences: Packed, every: Slots, group: Int[np.ndarray, " G"], dropout: Dropout | None
+    ) -> Float[Tensor, "G T D"]:
+        slot_T = np.arange(every.position_BT.shape[1])
+        length_G1 = sequences.length_B[group, None]
+        place_GT = np.where(slot_T < length_G1, self.settings.max_length - length_G1 + slot_T, 0)
+        row_GT = sequences.row_P[torch.from_numpy(every.position_BT).to(sequences.row_P.device)].to(self.device)
+        item_GTD = functional.embedding(row_GT, self.item_RD, padding_idx=PADDING, sparse=True)
+        place_GTD = functional.embedding(torch.from_numpy(place_GT).to(self.device), self.position_TD)
+        summed_GTD = torch.add(place_GTD, item_GTD, alpha=self._item_scale)
+        if dropout is None:
+            return summed_GTD
+        return summed_GTD * dropout.mask(every.position_BT, like=summed_GTD, site=EMBEDDING_SITE)
+
     def encode_last(self, rows_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-        """The hidden state at the newest item, for prediction; zero where there is none."""
+        """The hidden state at the newest item, for prediction; zero where there is none.
+
+        Raises:
+            ValueError: a sequence is longer than the model's positions.
+        """
         return self.encoder().encode_last(rows_BT)
 
     def encoder(self) -> Encoder:
@@ -288,12 +335,12 @@ class SASRec(nn.Module):
             raise ValueError(f"the weights do not fit the model's settings: {error}; use another checkpoint") from error
         return model
 
-    def _encode_natively(self, sequences: Packed, dropout: Dropout | None) -> Tensor:
+    def _encode_natively(self, sequences: Packed, dropout: Dropout | None) -> Float[Tensor, "Q D"]:
         hidden_PD = native_embedding(self.item_RD, self.position_TD, sequences, scale=self._item_scale, dropout=dropout)
         for block in self._blocks()[:-1]:
-            hidden_PD = block.packed(hidden_PD, sequences.whole(), dropout)
+            hidden_PD = block.natively(hidden_PD, sequences.whole(), dropout)
         for block in self._blocks()[-1:]:
-            hidden_PD = block.packed(hidden_PD, sequences, dropout)
+            hidden_PD = block.natively(hidden_PD, sequences, dropout)
         hidden_QD = hidden_PD if self.blocks else hidden_PD[sequences.outputs()]
         return native_norm(hidden_QD, self.final_norm) if isinstance(self.final_norm, nn.LayerNorm) else hidden_QD
 
@@ -313,41 +360,9 @@ class SASRec(nn.Module):
             item_scale=self._item_scale,
         )
 
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
-
-    def _encode_by_torch(self, sequences: Packed, dropout: Dropout | None) -> Tensor:
-        """Sequences of similar length together; the definition of what the native kernels do."""
-        wanted_B = np.flatnonzero(sequences.last_B)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.has_short_products):
-            if self.has_fixed_shapes:
-                buckets = buckets_of(sequences.length_B[wanted_B], max_length=self.settings.max_length)
-                parts = [
-                    self._encode_bucket(sequences, bucket._replace(group_G=wanted_B[bucket.group_G]), dropout)
-                    for bucket in buckets
-                ]
-            else:
-                groups = length_groups(sequences.length_B[wanted_B])
-                parts = [self._encode_group(sequences, wanted_B[group], dropout) for group in groups]
-        hidden_QD, position_Q = torch.cat([hidden for hidden, _ in parts]), torch.cat([at for _, at in parts])
-        normed_QD: Tensor = self.final_norm(hidden_QD[position_Q.argsort()])
-        return normed_QD
-
-    def _encode_group(
-        self, sequences: Packed, group: Int[np.ndarray, " G"], dropout: Dropout | None
-    ) -> tuple[Tensor, Tensor]:
-        """What comes out of some sequences, and where in the batch each of it stands."""
-        every, last = (slots_of(chosen, group, self.device) for chosen in (sequences.whole(), sequences))
-        hidden_BTD = self._embed(sequences, every, group, dropout)
-        for block in self._blocks()[:-1]:
-            hidden_BTD = block(hidden_BTD, None, block.kept(every.position_BT, dropout, like=hidden_BTD))
-        for block in self._blocks()[-1:]:
-            kept = block.kept(last.asking_positions(), dropout, like=hidden_BTD)
-            hidden_BTD = block(hidden_BTD, last.asking(), kept)
-        hidden_BSD = hidden_BTD if self.blocks else at(hidden_BTD, last.asking_BS)
-        return hidden_BSD[last.wanted_BS], last.wanted_positions()
-
-    def _encode_bucket(self, sequences: Packed, bucket: Bucket, dropout: Dropout | None) -> tuple[Tensor, Tensor]:
+    def _encode_bucket(
+        self, sequences: Packed, bucket: Bucket, dropout: Dropout | None
+    ) -> tuple[Float[Tensor, "Q D"], Int[Tensor, " Q"]]:
         """The same in a fixed shape: every slot goes through all blocks, and what is wanted is taken afterwards."""
         filled_B = bucket.filled()
         every = slots_of(sequences.whole(), filled_B, self.device, width=bucket.slots)
@@ -359,19 +374,8 @@ class SASRec(nn.Module):
         hidden_GSD = at(go(blocks, hidden_BTD, kept)[: len(bucket.group_G)], last.asking_BS)
         return hidden_GSD[last.wanted_BS], last.wanted_positions()
 
-    def _embed(
-        self, sequences: Packed, every: Slots, group: Int[np.ndarray, " G"], dropout: Dropout | None
-    ) -> Float[Tensor, "G T D"]:
-        slot_T = np.arange(every.position_BT.shape[1])
-        length_G1 = sequences.length_B[group, None]
-        place_GT = np.where(slot_T < length_G1, self.settings.max_length - length_G1 + slot_T, 0)
-        row_GT = sequences.row_P[torch.from_numpy(every.position_BT).to(sequences.row_P.device)].to(self.device)
-        item_GTD = functional.embedding(row_GT, self.item_RD, padding_idx=PADDING, sparse=True)
-        place_GTD = functional.embedding(torch.from_numpy(place_GT).to(self.device), self.position_TD)
-        summed_GTD = torch.add(place_GTD, item_GTD, alpha=self._item_scale)
-        if dropout is None:
-            return summed_GTD
-        return summed_GTD * dropout.mask(every.position_BT, like=summed_GTD, site=EMBEDDING_SITE)
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     @property
     def _item_scale(self) -> float:
@@ -386,6 +390,26 @@ class SASRec(nn.Module):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
+
+
+class Encoder:
+    """A network that predicts: what does not depend on the user is done once."""
+
+    def __init__(self, network: SASRec, prepared: Prepared | None) -> None:
+        self._network = network
+        self._prepared = prepared
+
+    @torch.inference_mode()
+    def encode_last(self, rows_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+        """As `SASRec.encode_last`."""
+        if self._prepared is not None and rows_BT.shape[1] <= self._network.settings.max_length:
+            is_item_BT = rows_BT != PADDING
+            row_P = existing_rows(rows_BT[is_item_BT], end=self._network.capacity)
+            return self._prepared.newest(row_P=row_P, length_B=is_item_BT.sum(dim=1))
+        is_known_B = (rows_BT != PADDING).any(dim=1)
+        hidden_BD = self._network.item_RD.new_zeros(len(rows_BT), self._network.settings.units)
+        hidden_BD[is_known_B] = self._network.encode(packed(rows_BT[is_known_B]).newest())
+        return hidden_BD
 
 
 def slots_of(sequences: Packed, group: Int[np.ndarray, " G"], device: torch.device, *, width: int = 0) -> Slots:

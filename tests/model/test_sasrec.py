@@ -28,9 +28,19 @@ def network(settings: ModelSettings, *, capacity: int = 10, seed: int = 1) -> SA
     return model
 
 
+@pytest.fixture(params=["as it comes", "torch", "torch, fixed shapes"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By native kernels where there are any; by torch, without padding's cost or in few shapes."""
+    if request.param != "as it comes":
+        monkeypatch.setattr("model.sasrec.runs_natively", lambda *_, **__: False)
+    return str(request.param)
+
+
 @pytest.fixture(params=SETTINGS, ids=lambda s: f"{s.blocks} blocks, {s.heads} heads, {s.norm}-norm")
-def model(request: pytest.FixtureRequest) -> SASRec:
-    return network(request.param)
+def model(request: pytest.FixtureRequest, path: str) -> SASRec:
+    made = network(request.param)
+    made.has_fixed_shapes = path == "torch, fixed shapes"
+    return made
 
 
 def test_every_position_gets_a_finite_state(model: SASRec) -> None:
@@ -47,6 +57,19 @@ def test_what_stands_in_padded_slots_moves_nothing(model: SASRec) -> None:
         model.item_RD[PADDING] = 1_000.0
 
     assert torch.equal(model(ROWS)[VALID], before)
+
+
+def test_what_stands_in_padded_slots_teaches_nothing(model: SASRec) -> None:
+    gradients = []
+    for padding in (0.0, 1_000.0):
+        with torch.no_grad():
+            model.item_RD[PADDING] = padding
+        model.zero_grad(set_to_none=True)
+        model(ROWS, rng=np.random.default_rng(5))[VALID].square().sum().backward()
+        gradients.append([one.grad.to_dense().clone() for one in model.parameters() if one.grad is not None])
+
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert not gradients[0][0][PADDING].any()
 
 
 def test_more_padding_moves_nothing(model: SASRec) -> None:
@@ -82,6 +105,12 @@ def test_another_sequence_of_the_batch_moves_nothing(model: SASRec) -> None:
 @pytest.mark.parametrize("last", [1, 2, 5])
 def test_the_last_positions_alone_are_the_same(model: SASRec, last: int) -> None:
     torch.testing.assert_close(model(ROWS, last=last), model(ROWS)[:, -last:])
+
+
+@pytest.mark.parametrize("last", [-1, 0, 6])
+def test_more_slots_than_there_are_cannot_be_asked_for(model: SASRec, last: int) -> None:
+    with pytest.raises(ValueError, match="ask for 1 to 5"):
+        model(ROWS, last=last)
 
 
 def test_nothing_comes_out_of_nothing(model: SASRec) -> None:
