@@ -67,16 +67,16 @@ class Exposure(msgspec.Struct):
                 showings[item_id] += count
         if not showings:
             return None
-        count_N = np.zeros(max(items, len(showings)))
-        count_N[: len(showings)] = list(showings.values())
-        return Spread(len(showings) / len(count_N), gini(count_N))
+        items = max(items, len(showings))
+        never = items - len(showings)
+        return Spread(len(showings) / items, gini(np.fromiter(showings.values(), np.float64), zeros=never))
 
 
-def gini(count_N: Float[np.ndarray, " N"]) -> float:
-    """0 where all are equal, towards 1 where one has everything."""
-    sorted_N = np.sort(count_N)
-    rank_N = np.arange(1, len(sorted_N) + 1)
-    return float((2 * rank_N - len(sorted_N) - 1) @ sorted_N / (len(sorted_N) * sorted_N.sum()))
+def gini(count_N: Float[np.ndarray, " N"], *, zeros: int = 0) -> float:
+    """0 where all are equal, towards 1 where one has everything; beside the counts, so many that are 0."""
+    sorted_N, everything = np.sort(count_N), zeros + len(count_N)
+    rank_N = np.arange(zeros + 1, everything + 1)
+    return float((2 * rank_N - everything - 1) @ sorted_N / (everything * sorted_N.sum()))
 
 
 def _halve(shown: Shown) -> None:

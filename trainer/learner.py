@@ -173,6 +173,8 @@ class Learner:
         for slate in slates:
             self.exposure.observe(slate)
             self.slots.observe(slate)
+        if self.settings.positions_from == "explored":
+            self.weigher.examination_factors = self.slots.examination_factors(bias=self.settings.position_bias)
         weights = self.weigher.weigh(clicks, exposure=self.exposure)
         replayed = self.replayed(len({click.user_id for click in clicks}))
         # 4.

@@ -25,7 +25,8 @@ from model.policies import Policy, Shortlists, padded_rows
 from model.ranking import top_k
 from model.settings import PolicySettings
 from stream.examples import ShownItem, SlateExample
-from trainer.weights import MIN_EXAMINATION, examination, is_probability
+from trainer.positions import MIN_EXAMINATION, examination
+from trainer.weights import is_probability
 
 DRAWS = 8
 """Draws over which an item's chance is averaged; each is unbiased."""

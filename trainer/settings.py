@@ -66,6 +66,10 @@ class TrainerSettings(Section):
     """theta_k = 1 / (k + 1) ** position_bias, never below 0.05: the chance that slot k is looked at, where no
     impression says so.
     """
+    positions_from: Literal["setting", "explored"] = "setting"
+    """Whether theta_k is what `position_bias` says, or that corrected by where explored items were clicked in the
+    window: needs exploration slots, and hundreds of clicks on them.
+    """
     weight_window: Annotated[int, Field(ge=1)] = 10_000
     """Served clicks over which weights are normalised and the effective sample size is kept."""
     min_context: Annotated[int, Field(ge=1)] = 25

@@ -14,11 +14,8 @@ import msgspec
 
 from stream.events import Source
 from stream.examples import ShownItem, SlateExample
+from trainer.positions import PLACES, explored_factors, place_of
 
-POSITIONS = 10
-"""Positions that are told apart."""
-BEYOND, UNKNOWN = POSITIONS, POSITIONS + 1
-PLACES: tuple[str, ...] = (*map(str, range(POSITIONS)), f"{POSITIONS}+", "unknown")
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 
@@ -88,7 +85,7 @@ class Slots(msgspec.Struct):
         explored, exploited = self.tallies["explore"].rate(), self.tallies["exploit"].rate()
         return explored / exploited if exploited else math.nan
 
-
-def place_of(position: int | None) -> int:
-    """Where a position stands in a tally."""
-    return UNKNOWN if position is None else min(max(position, 0), BEYOND)
+    def examination_factors(self, *, bias: float) -> tuple[float, ...]:
+        """By place, how theta by the setting is to be corrected, as far as explored slots tell."""
+        explored = self.tallies["explore"]
+        return explored_factors(explored.shown, explored.clicked, bias=bias)

@@ -17,13 +17,13 @@ from jaxtyping import Float
 
 from stream.examples import ClickExample, Served, ShownItem
 from trainer.exposure import Exposure
+from trainer.positions import examination
 from trainer.settings import TrainerSettings
 
 Outcome = Literal["organic", "exact", "estimated", "unknown", "fixed", "invalid"]
 Lack = Literal["not_logged", "missing", "not_a_number", "not_positive", "above_one"]
 """Why a propensity cannot be used: none was promised (it is estimated here), or the one that was promised is none."""
 
-MIN_EXAMINATION = 0.05
 LARGEST_CAP = 1e300
 """Whatever the cap, sums of weights stay finite: also for 1/p of the smallest floats, which is infinite."""
 BISECTIONS = 40
@@ -80,11 +80,6 @@ def lacks_of(served: Iterable[Served | ShownItem]) -> Counter[Lack]:
 def is_probability(propensity: float | None) -> bool:
     """Whether something that happened can have had this chance."""
     return propensity is not None and 0.0 < propensity <= 1.0
-
-
-def examination(position: int | None, *, bias: float) -> float:
-    """theta_k = 1 / (k + 1) ** bias, never below 0.05; NaN where the slot is unknown."""
-    return math.nan if position is None else max(MIN_EXAMINATION, (position + 1.0) ** -bias)
 
 
 def balanced(served: Served) -> float | None:
@@ -162,6 +157,8 @@ class Weigher:
         self._settings = settings
         self.window = window
         """Part of the checkpoint, like everything that the next weight depends on."""
+        self.examination_factors: tuple[float, ...] = ()
+        """By place, the correction of theta (trainer/positions.py); empty where the setting alone counts."""
         self._measure()
 
     def weigh(self, clicks: Sequence[ClickExample], *, exposure: Exposure) -> Weights:
@@ -178,7 +175,7 @@ class Weigher:
 
     def position_weight(self, position: int | None, *, seen: bool | None) -> float:
         """`mean(theta) / theta_k` of a clicked slot, for term (a); where its being seen is known, theta is 1."""
-        theta = 1.0 if seen else examination(position, bias=self._settings.position_bias)
+        theta = 1.0 if seen else self._theta(position)
         return 1.0 if math.isnan(theta) else self._mean_examination / theta
 
     def effective_sample_size(self) -> float:
@@ -195,7 +192,10 @@ class Weigher:
 
     def _examination(self, click: ClickExample) -> float:
         assert click.served is not None
-        return examination(click.served.position, bias=self._settings.position_bias)
+        return self._theta(click.served.position)
+
+    def _theta(self, position: int | None) -> float:
+        return examination(position, bias=self._settings.position_bias, factors=self.examination_factors)
 
     def _remember(self, evidence: Evidence) -> None:
         length = self._settings.weight_window

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from stream.examples import ExampleId, ShownItem, SlateExample
 from trainer.exposure import Exposure, gini
-from trainer.slots import BEYOND, PLACES, POSITIONS, UNKNOWN, Slots, place_of
+from trainer.positions import BEYOND, PLACES, POSITIONS, UNKNOWN, place_of
+from trainer.slots import Slots
 
 
 def slot(item_id: str = "a", **more: object) -> ShownItem:
@@ -135,3 +136,5 @@ def test_gini_is_half_the_mean_difference_over_the_mean(counts: list[float]) -> 
     expected = sum(differences) / len(differences) / 2 / (sum(counts) / len(counts))
 
     assert gini(np.array(counts)) == pytest.approx(expected, abs=1e-9)
+    shown = np.array([count for count in counts if count])
+    assert gini(shown, zeros=len(counts) - len(shown)) == pytest.approx(expected, abs=1e-9)
