@@ -14,6 +14,8 @@ Nothing is ever unpickled, and no file is read before its hash was compared with
 
 A crash before 3 leaves a `.partial` folder that no reader looks at and `prune` removes.
 
+Beside a version may stand `<version>.pinned`, an empty file: as long as it does, nothing prunes the version.
+
 On a remote store, which knows no rename, the files are put where they belong, and the manifest last, by a put that
 fails where there is one: a version without a manifest is absent.
 """
@@ -50,6 +52,7 @@ TRAINER = "trainer.msgpack"
 Precision = Literal["float32", "bfloat16"]
 VERSION = re.compile(r"\d{8,}")
 DELTA = re.compile(r"(\d{8,})\.delta")
+PINNED = re.compile(r"(\d{8,})\.pinned")
 
 
 class BrokenCheckpointError(ValueError):
@@ -290,6 +293,23 @@ def delta_versions(lineage: Place) -> list[int]:
     return sorted(int(found[1]) for name in names(lineage) if (found := DELTA.fullmatch(name)))
 
 
+def pinned_versions(lineage: Place) -> frozenset[int]:
+    """The versions of a lineage's folder that are never pruned."""
+    return frozenset(int(found[1]) for name in names(lineage) if (found := PINNED.fullmatch(name)))
+
+
+def pin(path: Place) -> None:
+    """Keeps a version from pruning, whoever prunes, until somebody removes `<version>.pinned` beside it.
+
+    Once or twice is the same; a folder that is no version is never pruned anyway.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    if VERSION.fullmatch(path.name) and int(path.name) not in pinned_versions(path.parent):
+        replace(path.parent / f"{path.name}.pinned", b"")
+
+
 def verify(path: Place, *, sha256: str | None = None) -> WrittenCheckpoint:
     """Compares every file with the manifest; with `sha256`, only with the one that was announced.
 
@@ -303,7 +323,7 @@ def verify(path: Place, *, sha256: str | None = None) -> WrittenCheckpoint:
 
 
 def prune(lineage: Place, *, keep: int, spare: Collection[int] = ()) -> list[int]:
-    """Removes all but the newest `keep` full versions and those to `spare`; returns what went.
+    """Removes all but the newest `keep` full versions, pinned ones and those to `spare`; returns what went.
 
     Deltas go with the second newest full version: nobody who follows the lineage needs one from before it. So does what
     crashes left. Only for the process that writes the lineage: another one's half-written version would go, too. A
@@ -311,7 +331,8 @@ def prune(lineage: Place, *, keep: int, spare: Collection[int] = ()) -> list[int
     remote one the manifest goes first.
     """
     full = full_versions(lineage)
-    removed = [version for version in full[:-keep] if version not in spare]
+    kept = {*spare, *pinned_versions(lineage)}
+    removed = [version for version in full[:-keep] if version not in kept]
     for version in removed:
         _remove_version(lineage / f"{version:08d}")
     prune_deltas(lineage, through=full[-2:][0] if full else 0)

@@ -6,14 +6,17 @@ import hashlib
 from typing import NamedTuple
 
 import msgspec
+import structlog
 
 from model.chain import rebuild
-from model.checkpoint import BrokenCheckpointError, Manifest, ServingModel, full_versions, read_serving
+from model.checkpoint import BrokenCheckpointError, Manifest, ServingModel, full_versions, pin, read_serving
 from model.delta import Link
 from model.store import Place, place_of, read
 from stream.events import ModelAnnouncement
 from trainer.cut import Cut
 from trainer.state import read_cut
+
+_log = structlog.get_logger()
 
 
 class Live(NamedTuple):
@@ -65,4 +68,16 @@ def check_is(manifest: Manifest, announcement: ModelAnnouncement) -> None:
     if (manifest.lineage, manifest.version) != (announcement.lineage, announcement.version):
         raise BrokenCheckpointError(
             f"{announcement.path} holds {manifest.name} instead of {announcement.name}; announce what stands there"
+        )
+
+
+def keep(path: Place) -> None:
+    """Pins a checkpoint that is promoted or served from; where that cannot be, it is said and goes on."""
+    try:
+        pin(path)
+    except OSError as error:
+        _log.error(
+            "this checkpoint may be pruned while it is needed; create the file yourself",
+            file=f"{path}.pinned",
+            reason=str(error),
         )

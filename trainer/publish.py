@@ -5,7 +5,8 @@
    whole or not at all; then the full checkpoint, when one is due.
 3. The version is announced on `models`, acknowledged, unless a newer trainer has come meanwhile.
 4. Old versions go. Of a lineage the newest `trainer.keep_checkpoints` full ones stay, the first one, which a gate may
-   have promoted, and the deltas since the last but one. What cannot be removed is reported and counted, and stays.
+   have promoted, those that are pinned (model/checkpoint.py), and the deltas since the last but one. What cannot be
+   removed is reported and counted, and stays.
 5. The cut is shown to the tools that watch consumer groups.
 
 Killed between 2 and 3, nobody ever reads what was written, and its number is not given again. A version that could not
@@ -28,7 +29,15 @@ import msgspec
 import structlog
 from kafka.errors import KafkaError
 
-from model.checkpoint import Manifest, WrittenCheckpoint, delta_versions, encoded, full_versions, prune, write_files
+from model.checkpoint import (
+    Manifest,
+    WrittenCheckpoint,
+    delta_versions,
+    encoded,
+    full_versions,
+    prune,
+    write_files,
+)
 from model.delta import Link, changes_of, delta_path, encode_delta, write_delta
 from model.store import Place, absolute
 from stream.cloud_events import Headers, event_headers
@@ -38,6 +47,7 @@ from stream.topics import MODELS
 from trainer import metrics
 from trainer.cut import Cut
 from trainer.learner import Learner
+from trainer.live import keep
 from trainer.lock import Term
 from trainer.settings import TrainerSettings
 from trainer.state import documents_of, tensors_of
@@ -86,10 +96,12 @@ def announce(
 ) -> ModelAnnouncement:
     """From its acknowledgement on, whoever starts serves or resumes from this full checkpoint.
 
-    A `generation` above that of the live model makes it live, of whatever lineage and version it is.
+    A `generation` above that of the live model makes it live, of whatever lineage and version it is: it is promoted,
+    and pinned, so that it can always be gone back to.
     """
     announcement = _announcement(written.manifest, path=written.path, sha256=written.manifest_sha256)
     if generation is not None:
+        keep(written.path)
         announcement = msgspec.structs.replace(announcement, generation=generation, epoch=0)
     _send(sender, kafka, announcement)
     return announcement

@@ -142,8 +142,8 @@ class TrainerSettings(Section):
     served differs from what is learnt by 0.4 % at most. Learning and full checkpoints keep float32.
     """
     keep_checkpoints: Annotated[int, Field(ge=2)] = 4
-    """Full checkpoints kept per lineage; the live one and promoted ones always stay, and the deltas since the last but
-    one.
+    """Full checkpoints kept per lineage; the live one, promoted ones and those that settings serve from always stay,
+    and the deltas since the last but one.
     """
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of torch."""

@@ -18,7 +18,7 @@ QUIET_MS = 3_600_000
 
 
 def prune_past_lineages(engine: Engine, checkpoints: Place, *, at_ms: int) -> list[VersionKey]:
-    """Keeps the last full version of every lineage and those that were promoted; returns which full ones went."""
+    """Keeps of every lineage the last full version and those promoted or pinned; returns which full ones went."""
     live = live_lineage(engine)
     past = [folder for folder in _lineages(checkpoints) if folder.name != live and _is_quiet(folder, at_ms=at_ms)]
     for folder in past:

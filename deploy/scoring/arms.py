@@ -12,6 +12,7 @@ from model.policies import Policy
 from model.router import Router
 from model.settings import ArmSettings, PolicySettings
 from model.store import place_of
+from trainer.live import keep
 
 ALONE = "sasrec"
 """The policy's name where there is one recommender."""
@@ -78,5 +79,7 @@ def _arm(name: str, arm: ArmSettings, settings: PolicySettings, indexing: Indexi
 
 
 def _shelf(checkpoint: str, indexing: Indexing) -> Shelf:
+    """Of a checkpoint that is kept from now on: another trainer's pruning must not fail the worker's next start."""
     serving = read_serving(place_of(checkpoint))
+    keep(place_of(checkpoint))
     return shelf_of(serving, index=indexing.index_for(item_table(serving), before=None, changed=None))

@@ -38,7 +38,7 @@ from model.store import Place, place_of
 from stream.events import MODEL_NAME, ModelAnnouncement
 from stream.settings import KafkaSettings
 from stream.topics import MODELS
-from trainer.live import check_is
+from trainer.live import check_is, keep
 
 READ_POLL_SECONDS = 0.001
 
@@ -89,6 +89,7 @@ class Models:
         """
         if self._checkpoint is not None:
             self._load(place_of(self._checkpoint), began=time.monotonic())
+            keep(place_of(self._checkpoint))
             self.ready.set()
             return
         for changes in follow(self._kafka, MODELS, stop):

@@ -11,10 +11,12 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from deploy.scoring.arms import Arms
 from deploy.scoring.models import Models
 from deploy.scoring.shelf import Shelf
 from model import store
 from model.checkpoint import CATALOGUE, ServingModel
+from model.settings import ArmSettings, PolicySettings
 from stream.events import ModelAnnouncement
 from stream.settings import KafkaSettings
 from tests.trainer.clicks import clicks, in_batches
@@ -37,6 +39,32 @@ class Message(NamedTuple):
 def trainer(tmp_path: Path) -> Iterator[Trainer]:
     with trainer_in(tmp_path) as trainer:
         yield trainer
+
+
+@pytest.mark.parametrize("setting", ["scoring.checkpoint", "policy.arms.NAME.checkpoint"])
+def test_a_checkpoint_that_settings_serve_from_is_still_there_at_the_next_start(trainer: Trainer, setting: str) -> None:
+    def started(path: str) -> str | None:
+        """A worker's model by the setting, as at its start."""
+        if setting == "scoring.checkpoint":
+            models = Models(KafkaSettings(), checkpoint=path, warm_up_users=2)
+            models.run(threading.Event())
+            shelf = models.live
+        else:
+            (arm,) = Arms(PolicySettings(arms={"old": ArmSettings(share=1.0, checkpoint=path)})).ours
+            shelf = arm.shelf
+        return None if shelf is None else shelf.version
+
+    for batch in BATCHES[:2]:
+        trainer.learn(batch)
+        announcement = trainer.publish(final=True)
+    assert announcement is not None
+    first = started(announcement.path)
+
+    for batch in BATCHES[2:8]:
+        trainer.learn(batch)
+        trainer.publish(final=True)
+
+    assert started(announcement.path) == first == announcement.name
 
 
 @pytest.fixture

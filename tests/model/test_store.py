@@ -16,6 +16,8 @@ from model.checkpoint import (
     BrokenCheckpointError,
     Manifest,
     newest_checkpoint,
+    pin,
+    pinned_versions,
     prune,
     read_document,
     read_manifest,
@@ -144,6 +146,29 @@ def test_old_versions_and_deltas_are_pruned_and_some_are_spared(root: Place) -> 
 
     assert names(root / "main") == ["00000001", "00000005", "00000006", "00000006.delta"]
     assert names(root / "main" / "00000006") == [MANIFEST, MODEL]
+
+
+def test_a_pinned_version_stays_until_its_pin_is_removed(root: Place) -> None:
+    for version in range(1, 7):
+        write_files(root, manifest(version), {MODEL: b"weights"})
+    for _ in range(2):
+        pin(version_path(root, "main", 2))
+
+    pruned = prune(root / "main", keep=2)
+    remove(root / "main" / "00000002.pinned")
+
+    assert pruned == [1, 3, 4]
+    assert pinned_versions(root / "main") == frozenset()
+    assert prune(root / "main", keep=2) == [2]
+    assert names(root / "main") == ["00000005", "00000006"]
+
+
+def test_a_folder_that_is_no_version_is_not_pinned(root: Place) -> None:
+    create(root / "models" / "copy" / MANIFEST, b"{}")
+
+    pin(root / "models" / "copy")
+
+    assert names(root / "models") == ["copy"]
 
 
 def test_a_store_that_nobody_knows_is_refused_with_what_to_do() -> None:

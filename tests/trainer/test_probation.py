@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from model.checkpoint import read_serving
+from model.checkpoint import pinned_versions, read_serving
 from model.settings import ModelSettings
 from stream.clients import producer
 from stream.settings import KafkaSettings
@@ -144,6 +144,7 @@ def test_a_promoted_model_that_does_worse_is_taken_back_and_nothing_is_lost(
     assert live.generation > above
     assert read_live(live).serving.manifest.settings == read_serving(tmp_path / live.path).manifest.settings
     assert rolled_back() == before + 1
+    assert pinned_versions(tmp_path / champion.lineage), "what was brought back is never pruned"
 
 
 CUT = Cut(offsets={0: 20, 1: 20}, marks={"clicks": {0: (19, 0), 1: (19, 0)}})

@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY
 
 import model.checkpoint
 from model import store
-from model.checkpoint import BrokenCheckpointError, delta_versions, full_versions, newest_checkpoint
+from model.checkpoint import BrokenCheckpointError, delta_versions, full_versions, newest_checkpoint, verify
 from model.delta import delta_path
 from stream.events import ModelAnnouncement
 from tests.trainer.clicks import clicks, in_batches
@@ -28,7 +28,7 @@ from trainer.cut import Cut
 from trainer.learner import Learner
 from trainer.live import read_live, read_version
 from trainer.lock import FencedError, only_trainer
-from trainer.publish import Publisher, Workshop, new_lineage
+from trainer.publish import Publisher, Workshop, announce, new_lineage
 
 
 @pytest.mark.parametrize("max_items", [1_000, 12], ids=["growing", "evicting"])
@@ -73,6 +73,36 @@ def test_the_newest_full_ones_stay_and_the_first_and_the_deltas_that_a_reader_ma
         assert full_versions(folder) == [1, 5, 8]
         assert delta_versions(folder) == [6, 7, 8, 9, 10]
         assert_live_is(trainer.topic.announcements[-1], trainer.learner)
+
+
+def test_a_version_that_was_promoted_stays_whatever_comes_after_it(tmp_path: Path) -> None:
+    with trainer_in(tmp_path) as trainer:
+        batches = list(in_batches(clicks(160), 20))
+        for batch in batches[:3]:
+            trainer.learn(batch)
+            trainer.publish(final=True)
+        folder = tmp_path / trainer.lineage
+
+        back = announce(trainer.topic, KAFKA, verify(folder / "00000003"), generation=2)
+        for batch in batches[3:]:
+            trainer.learn(batch)
+            trainer.publish(final=True)
+
+        assert full_versions(folder) == [1, 3, 7, 8]
+        assert read_live(back).serving.manifest.version == 3
+
+
+def test_a_promotion_goes_on_where_nothing_can_be_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = FullDisk(monkeypatch)
+    with trainer_in(tmp_path) as trainer:
+        trainer.learn(clicks(20))
+        trainer.publish()
+        disk.refused = 1
+
+        announce(trainer.topic, KAFKA, verify(tmp_path / trainer.lineage / "00000001"), generation=2)
+
+    assert trainer.topic.announcements[-1].generation == 2
+    assert disk.refused == 0
 
 
 class FullDisk:
