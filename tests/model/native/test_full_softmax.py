@@ -52,7 +52,7 @@ class Case:
         return loss.detach(), hidden_PD.grad, item_ND.grad
 
 
-SHAPES = [(5, 3, 3), (16, 64, 16), (17, 100, 50), (300, 700, 64), (70, 130, 200), (513, 65, 255)]
+SHAPES = [(5, 3, 3), (16, 64, 16), (17, 100, 50), (300, 700, 64), (70, 130, 200), (513, 65, 255), (40, 1301, 33)]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -75,6 +75,17 @@ def test_two_threads_give_the_bytes_of_one(shape: tuple[int, int, int], kind: to
 
     for one, two in zip(*runs, strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("ahead", [200.0, -200.0])
+def test_scores_far_from_zero_cost_what_those_near_it_do(ahead: float, kind: torch.dtype) -> None:
+    case = Case(70, 135, 9, kind=kind)
+    case.item_ND[:, 0] = 1.0
+    case.hidden_PD[30:, 0] = ahead
+
+    for ours, exact in zip(case.by_kernel(), case.by_definition(), strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=0.0, atol=10 * ROUNDED[kind] * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
