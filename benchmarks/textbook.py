@@ -15,7 +15,10 @@ from model.settings import ModelSettings
 
 
 class TextbookBlock(nn.Module):
-    """Attention and a point-wise feed-forward network, each normed before and dropped out after."""
+    """Attention and a point-wise feed-forward network, each normed before; the ports add to what was normed.
+
+    Dropout falls on the weights of attention, not on what comes out of it, and on both layers of the feed-forward.
+    """
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
