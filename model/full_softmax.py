@@ -17,6 +17,7 @@ from model.catalogue import PADDING
 from model.checked import check_kinds, existing_rows
 from model.native.full_softmax import Gradients, native_full_softmax, softens_natively
 from model.native.functions import native_softmax_gradients, runs_natively
+from model.one_thread import one_thread, weighted_sum
 
 CHUNK_SCORES = 1 << 19
 """Scores held at once (2 MiB in float32)."""
@@ -91,6 +92,7 @@ def full_cross_entropy(
     return loss
 
 
+@one_thread()
 def _learn(
     hidden_PD: Tensor, item_ND: Tensor, *, target_P: Tensor, weight_P: Tensor, to: Gradients, kind: torch.dtype
 ) -> Tensor:
@@ -106,7 +108,7 @@ def _learn(
         chunk = slice(start, start + height)
         score_CN = torch.mm(factor_PD[chunk], factor_ND.T, out=room_CN[: len(target_P[chunk])])
         loss_C = soften(score_CN, target_C=target_P[chunk], weight_C=weight_P[chunk])
-        total += torch.dot(loss_C, weight_P[chunk])
+        total += weighted_sum(loss_C, weight_P[chunk])
         to.hidden_PD[chunk] = score_CN @ factor_ND
         to.item.add_(score_CN.T @ factor_PD[chunk])
     return total

@@ -23,6 +23,7 @@ from model.full_softmax import full_cross_entropy
 from model.native.drawn import Cost, Drawn, Wanted, draws_natively, native_drawn_softmax, native_drawn_softplus
 from model.native.rows import learns_natively
 from model.native.scores import native_scores
+from model.one_thread import in_one_thread, weighted_sum
 
 GBCE_CALIBRATION = 0.75
 
@@ -213,7 +214,7 @@ def _scores(positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
     score_PC = _chosen(positions.hidden_PD, positions.item_RD, choice_PC)
     target_P, score_PK = score_PC[:, 0], score_PC[:, 1:]
     if is_shared:
-        score_PK = positions.hidden_PD @ _take(positions.item_RD, negative).T
+        score_PK = in_one_thread(_shared_scores, positions.hidden_PD, positions.item_RD, negative)
     return target_P, score_PK, (negative != PADDING) & (negative != positions.target_P[:, None])
 
 
@@ -223,7 +224,15 @@ def _chosen(
     """Scores of each position's own choices."""
     if learns_natively(item_RD) and hidden_PD.dtype == torch.float32:
         return native_scores(hidden_PD, item_RD, choice_PC)
+    return in_one_thread(_own_scores, hidden_PD, item_RD, choice_PC)
+
+
+def _own_scores(hidden_PD: Tensor, item_RD: Tensor, choice_PC: Tensor) -> Tensor:
     return torch.einsum("pd,pcd->pc", hidden_PD, _take(item_RD, choice_PC))
+
+
+def _shared_scores(hidden_PD: Tensor, item_RD: Tensor, row_K: Tensor) -> Tensor:
+    return hidden_PD @ _take(item_RD, row_K).T
 
 
 def _take(item_RD: Tensor, row: Tensor) -> Tensor:
@@ -243,4 +252,4 @@ def _masked_mean(cost_PK: Tensor, valid_PK: Tensor) -> Tensor:
 
 
 def _weighted(loss_P: Float[Tensor, " P"], positions: Positions) -> Float[Tensor, ""]:
-    return torch.dot(loss_P.to(positions.weight_P.dtype), positions.weight_P) / max(1, loss_P.shape[0])
+    return weighted_sum(loss_P.to(positions.weight_P.dtype), positions.weight_P) / max(1, loss_P.shape[0])

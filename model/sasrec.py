@@ -30,6 +30,7 @@ from model.fixed_shapes import Bucket, buckets_of, compiled, through
 from model.lengths import Packed, length_groups, packed
 from model.native.functions import Shape, native_block, native_embedding, native_norm, runs_natively
 from model.native.newest import Prepared, Weights
+from model.one_thread import in_one_thread
 from model.settings import ModelSettings
 
 INITIAL_SCALE = 0.02
@@ -239,7 +240,7 @@ class SASRec(nn.Module):
             return self.item_RD.new_zeros(0, self.settings.units)
         if runs_natively(self.item_RD, heads=self.settings.heads):
             return self._encode_natively(sequences, dropout)
-        return self._encode_by_torch(sequences, dropout)
+        return in_one_thread(lambda *_: self._encode_by_torch(sequences, dropout), *self.parameters())
 
     def _encode_by_torch(self, sequences: Packed, dropout: Dropout | None) -> Float[Tensor, "Q D"]:
         """Sequences of similar length together; the definition of what the native kernels do."""

@@ -17,6 +17,7 @@ from model.native.full_softmax import softens_natively
 from model.native.functions import kernels
 from model.native.library import ManySoftmaxCall, address
 from model.native.rows import merged
+from model.one_thread import weighted_sum
 
 
 class Cost(enum.IntEnum):
@@ -121,7 +122,7 @@ class _Against(torch.autograd.Function):
         )
         ctx.save_for_backward(hidden_gradient_PD, *merged(row_K, item_gradient_KD), level_gradient_P)
         ctx.shape = item_RD.shape
-        return torch.dot(loss_P, weight_P)
+        return weighted_sum(loss_P, weight_P)
 
     @staticmethod
     @once_differentiable

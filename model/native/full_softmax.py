@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.native.functions import WIDEST, kernels
 from model.native.library import FullSoftmaxCall, ManySoftmaxCall, address
+from model.one_thread import weighted_sum
 
 MOST_ITEMS = 1 << 17
 """The kernel keeps half a kilobyte for each item: with so many 64 MiB."""
@@ -66,4 +67,4 @@ def native_full_softmax(
         found.full_softmax(FullSoftmaxCall(**common))
     else:
         found.many_softmax(ManySoftmaxCall(**common))
-    return torch.dot(loss_P, weight_P)
+    return weighted_sum(loss_P, weight_P)

@@ -63,7 +63,7 @@ def _kernels() -> Kernels:
 
 
 WIDEST = 256
-"""Units up to which the kernels pay; wider products are as fast in torch."""
+"""Units up to which the kernels pay; wider networks are torch's, in one thread (model/one_thread.py)."""
 
 
 def runs_natively(weight: Tensor, *, heads: int) -> bool:

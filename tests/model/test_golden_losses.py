@@ -21,6 +21,8 @@ from model.settings import ModelSettings
 
 GOLDEN = Path(__file__).parent / "golden" / f"losses_torch_{torch.__version__.split('+')[0]}.txt"
 SETTINGS = ModelSettings(max_length=12, units=16, blocks=2, heads=2, dropout=0.2)
+WIDE = SETTINGS.model_copy(update={"units": 258})
+MANY_HEADS = SETTINGS.model_copy(update={"heads": 8})
 ITEMS = 60
 STEPS = 10
 
@@ -28,8 +30,8 @@ STEPS = 10
 class Run:
     """A small network that learns to count by sevens; `losses` holds the cost of every step."""
 
-    def __init__(self, loss: str) -> None:
-        self.model = SASRec(SETTINGS, capacity=SMALLEST_CAPACITY, generator=torch.Generator().manual_seed(1))
+    def __init__(self, loss: str, settings: ModelSettings = SETTINGS) -> None:
+        self.model = SASRec(settings, capacity=SMALLEST_CAPACITY, generator=torch.Generator().manual_seed(1))
         self.model.reset_rows(np.arange(1, ITEMS + 1), np.random.default_rng(1))
         self.optimiser = RowAdam(self.model, learning_rate=0.01, max_norm=5.0, weight_decay=0.01)
         self.losses = [self._step(loss, np.random.default_rng([2, step])) for step in range(STEPS)]
@@ -69,11 +71,13 @@ def lines() -> list[str]:
     return [f"{loss}: {' '.join(f'{cost:.4e}' for cost in Run(loss).losses)}" for loss in LOSSES]
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden losses for torch {torch.__version__}: write {GOLDEN.name}")
 def test_ten_steps_of_every_loss_are_where_they_were() -> None:
     assert lines() == GOLDEN.read_text().splitlines()
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_same_seed_gives_the_same_bytes(loss: str, threads: int) -> None:
@@ -85,14 +89,18 @@ def test_the_same_seed_gives_the_same_bytes(loss: str, threads: int) -> None:
     assert first.losses == second.losses
 
 
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("settings", [SETTINGS, WIDE, MANY_HEADS], ids=["ordinary", "wide", "many heads"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_two_threads_give_the_bytes_of_one(loss: str) -> None:
+def test_more_threads_give_the_bytes_of_one(loss: str, settings: ModelSettings) -> None:
+    """Wide networks and those of many heads are torch's alone."""
     runs = []
-    for threads in (1, 2):
+    for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        runs.append(Run(loss))
+        runs.append(Run(loss, settings))
 
-    assert runs[0].tensors() == runs[1].tensors()
+    assert all(run.tensors() == runs[0].tensors() for run in runs[1:])
+    assert all(run.losses == runs[0].losses for run in runs[1:])
 
 
 @pytest.mark.parametrize("loss", LOSSES)
