@@ -165,7 +165,7 @@ def test_a_row_outside_the_table_is_refused_and_nothing_is_read(row: int) -> Non
         made.encode_last,
         lambda rows: native_scores(made(rows[:, :1])[:, 0], made.item_RD, rows),
     ):
-        with pytest.raises(IndexError, match="where there are 0 to 60|outside the table of 61 rows"):
+        with pytest.raises(IndexError, match=r"where there are 0 to 60|outside the table of 61 rows"):
             reads(row_BT)
 
 
