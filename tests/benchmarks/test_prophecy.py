@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.closed_loop import ARMS, Loop, Outcome, Serving, Size, gini, make_world
+from benchmarks.closed_loop import ARMS, Loop, Outcome, Serving, Size, make_world
 from benchmarks.prophecy import rows_of
+from trainer.exposure import gini
 
 SMALL = Size(items=60, users=200, legacy_requests=300, requests=1_200, round_requests=20)
 
