@@ -145,7 +145,7 @@ def _run(name: str, seed: int, split: Split, options: Namespace, stop: threading
     if found is not None or stop.is_set() or options.found:
         return found
     if name == RECTOOLS:
-        told = iter([fit_rectools(recipe, split, seed=seed, threads=options.threads, clock=_clock(options))])
+        told = fit_rectools(recipe, split, seed=seed, threads=options.threads, clock=_clock(options), stop=stop)
     else:
         told = fit(name, recipe, split, seed=seed, clock=_clock(options), stop=stop)
     judged = None
@@ -252,7 +252,7 @@ def _write(path: Path, run: Run) -> None:
 def _tell(run: Run) -> None:
     point = run.points[-1]
     said = f"{point.passes} passes, {point.cpu_seconds:,.0f} CPU-s, validation {_figures(point.validation)}"
-    if run.test is not None:
+    if run.finished and run.test is not None:
         said = f"test {_figures(run.test.catalogue)}"
     _say(f"{run.name}, seed {run.seed}: {said}")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.fitting import ClockName, Point, Run
-from benchmarks.peers import heard
+from benchmarks.peers import peer_python
 from benchmarks.protocol import SHORTEST, Figures, Judged, Split
 from benchmarks.recipes import Recipe
 
@@ -19,25 +22,52 @@ NAME = "rectools"
 _SCRIPT = Path(__file__).with_name("rectools_curve.py")
 
 
-def fit_rectools(recipe: Recipe, split: Split, *, seed: int, threads: int, clock: ClockName) -> Run:
-    """A network of the recipe's shape, for as long, with everything else as RecTools has it by default."""
+def fit_rectools(
+    recipe: Recipe, split: Split, *, seed: int, threads: int, clock: ClockName, stop: threading.Event
+) -> Iterator[Run]:
+    """The run as it stands after every pass, and at last as it ended.
+
+    A network of the recipe's shape, for as long, with everything else as RecTools has it by default.
+
+    Raises:
+        ValueError: RecTools failed.
+    """
     settings = rectools_settings(recipe, seed=seed, threads=threads, clock=clock)
-    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
-        np.savez(file, **_arrays(split))
-        file.flush()
-        said = msgspec.convert(heard(_SCRIPT, [file.name, json.dumps(settings)]), _Said)
-    return Run(
+    run = Run(
         name=NAME,
         seed=seed,
         settings={NAME: settings},
         data=split.fingerprint(),
         threads=threads,
         clock=clock,
-        parameters=said.parameters,
-        points=tuple(_point(point) for point in said.points),
-        test=Judged(Figures(said.test.hr, said.test.ndcg), None),
-        finished=True,
+        parameters=0,
     )
+    for said in _passes(split, settings, stop):
+        run = msgspec.structs.replace(
+            run,
+            parameters=said.parameters,
+            points=tuple(_point(point) for point in said.points),
+            test=Judged(Figures(said.test.hr, said.test.ndcg), None),
+        )
+        yield run
+    if run.points:
+        yield msgspec.structs.replace(run, finished=not stop.is_set())
+
+
+def _passes(split: Split, settings: dict[str, Any], stop: threading.Event) -> Iterator[_Said]:
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        np.savez(file, **_arrays(split))
+        file.flush()
+        command = [str(peer_python()), str(_SCRIPT), file.name, json.dumps(settings)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("{"):
+                    yield msgspec.json.decode(line, type=_Said)
+                if stop.is_set():
+                    process.terminate()
+    if process.returncode and not stop.is_set():
+        raise ValueError(f"{_SCRIPT.name} failed with status {process.returncode}; what it said stands above")
 
 
 def rectools_settings(recipe: Recipe, *, seed: int, threads: int, clock: ClockName) -> dict[str, Any]:
