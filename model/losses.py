@@ -40,6 +40,8 @@ class Positions:
     """The item table itself, so that gradients stay row-wise."""
     size: int
     """Rows of the table in use; those from `size` on are no items."""
+    live_N: Int[Tensor, " N"] | None = None
+    """Rows that hold an item, ascending; None where all from 1 to `size` - 1 do. No other is a target, or drawn."""
     negative: Int[Tensor, "P K"] | Int[Tensor, " K"] | None = None
     """Rows of sampled negatives, for each position or shared by all."""
     log_q_R: Float[Tensor, " R"] | None = None
@@ -62,6 +64,11 @@ class Positions:
             self._become("negative", existing_rows(self.negative, end=end))
         if self.log_q_R is not None:
             self._become("log_q_R", self.log_q_R.to(self.hidden_PD.dtype))
+
+    @property
+    def items(self) -> int:
+        """How many there are."""
+        return self.size - 1 if self.live_N is None else len(self.live_N)
 
     def _become(self, name: str, value: Tensor) -> None:
         object.__setattr__(self, name, value)
@@ -98,12 +105,12 @@ def gbce(positions: Positions, *, calibration: float = GBCE_CALIBRATION) -> Floa
 
     z = s + ln(beta / K): an item that nothing is known of is next with that odds. The paper leaves z = s; then every
     score must first fall so far, which rows of the item table do together, along one direction, and what tells them
-    apart drowns in it. No rank depends on the constant. With K = 1 and t = 0 it is zero.
+    apart drowns in it. No rank depends on the constant. With K = 1 and t = 0 it is zero; so it is without negatives.
     """
     count = _negative(positions).shape[-1]
-    rate = min(1.0, count / max(1, positions.size - 2))
-    beta = rate * (calibration * (1.0 - 1.0 / rate) + 1.0 / rate)
-    start = math.log(beta / count)
+    rate = min(1.0, count / max(1, positions.items - 1))
+    beta = 1.0 - calibration * (1.0 - rate)
+    start = math.log(beta / count) if count else 0.0
     if (row_K := _shared(positions)) is not None:
         target_P = _target_scores(positions)
         against = _softplus(positions, row_K, level_P=torch.full_like(target_P, -start), cost=Cost.SUM)
@@ -130,6 +137,7 @@ def sampled_softmax(positions: Positions) -> Float[Tensor, ""]:
 
 def cross_entropy(positions: Positions) -> Float[Tensor, ""]:
     """`l = -ln(e^s_i / sum_j e^s_j)` over every item j of the table; takes no negatives."""
+    positions = _close_together(positions)
     total = full_cross_entropy(
         positions.hidden_PD,
         positions.item_RD,
@@ -158,11 +166,28 @@ def in_slate_pairs(
 ) -> Float[Tensor, ""]:
     """`sum_s sum_ij w_si softplus(-(s_si - s_sj)) / S`, i clicked and j shown but not clicked in slate s.
 
-    docs/propensities.md section 4, term (a). Slots that are neither clicked nor negative (empty, unseen) take no part.
+    docs/propensities.md section 4, term (a). Slots that are neither clicked nor negative (empty, unseen) take no part;
+    no slates cost nothing. It takes scores and not `Positions`, for it compares what stood in one slate: its items are
+    given and several may be clicked, each with a weight of its own, so there is neither a target nor a draw.
     """
     pair_SKK = functional.softplus(score_SK[:, None, :] - score_SK[:, :, None]) * weight_SK[:, :, None]
     counted_SKK = clicked_SK[:, :, None] & negative_SK[:, None, :]
-    return torch.where(counted_SKK, pair_SKK, 0.0).sum() / score_SK.shape[0]
+    return torch.where(counted_SKK, pair_SKK, 0.0).sum(dim=(1, 2)).sum() / max(1, score_SK.shape[0])
+
+
+def _close_together(positions: Positions) -> Positions:
+    """Where rows between items hold none, the same with a table of the items alone."""
+    live_N = positions.live_N
+    if live_N is None:
+        return positions
+    target_P = torch.searchsorted(live_N, positions.target_P)
+    if not torch.equal(live_N[target_P.clamp(max=len(live_N) - 1)], positions.target_P):
+        raise IndexError("a target's row holds no item; look targets up anew")
+    row_R = functional.pad(live_N, (1, 0), value=PADDING)
+    item_RD = _take(positions.item_RD, row_R)
+    return dataclasses.replace(
+        positions, target_P=target_P + 1, item_RD=item_RD, size=len(row_R), live_N=None, negative=None, log_q_R=None
+    )
 
 
 def _negative(positions: Positions) -> Int[Tensor, "P K"] | Int[Tensor, " K"]:
@@ -241,7 +266,7 @@ def _take(item_RD: Tensor, row: Tensor) -> Tensor:
 
 def _log_q(positions: Positions) -> Tensor:
     if positions.log_q_R is None:
-        return positions.hidden_PD.new_tensor(float(max(1, positions.size - 1))).log().neg()
+        return positions.hidden_PD.new_tensor(float(max(1, positions.items))).log().neg()
     assert positions.negative is not None
     return positions.log_q_R[positions.negative]
 

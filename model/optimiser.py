@@ -7,9 +7,14 @@ The dense weights are learnt by torch's fused AdamW. A row of the item table is 
 gradients that is
 
 - the same, to rounding, for a row touched in every step since it began, and
-- for a row that sat out: the same moments, but without the glide that dense Adam's momentum would have made meanwhile,
-  at most `learning_rate * 0.9 / (1 - 0.9 / 0.999 ** 0.5)`, about nine steps' length, and most of it in the ten steps
-  after the last gradient. Weight decay for the steps that were sat out is made up for.
+- for a row that sat out: the same moments, but without the glide that dense Adam's momentum would have made meanwhile:
+  the length of its last step times `r / (1 - r)` at most, `r = 0.9 / 0.999 ** 0.5`, which is 9.05, and most of it in
+  the ten steps after the last gradient. That step is about one learning rate long where gradients are as they were,
+  `0.1 / 0.001 ** 0.5` (3.16) after one gradient out of a long silence, and never above `LONGEST_STEP` (7.27, by
+  Cauchy and Schwarz); so the glide is at most 9, 29 and 66 learning rates.
+- Weight decay for the steps that were sat out is made up for in the next one that touches the row, at the rate of that
+  step: exact where the rate stays, and off by what the rate changed meanwhile where it does not (as in
+  `trainer/passes.py`).
 
 A row's bias correction counts from when the row began (`reset_rows`): a new item takes first steps of ordinary length.
 """
@@ -32,6 +37,8 @@ from model.sasrec import SASRec
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+LONGEST_STEP = (1 - BETAS[0]) / math.sqrt((1 - BETAS[1]) * (1 - BETAS[0] ** 2 / BETAS[1]))
+"""In learning rates, whatever the gradients."""
 TABLE = "item_RD"
 
 

@@ -144,6 +144,7 @@ class Step:
             weight_P=weight_P,
             item_RD=self._model.item_RD,
             size=size,
+            live_N=self._live(sampler, size=size),
             negative=negative,
             log_q_R=None if sampler.cumulative_N is None else self._log_q(sampler),
             product_kind=getattr(torch, self._settings.softmax_products),
@@ -162,6 +163,12 @@ class Step:
         target_P = torch.cat([target_P for _, target_P, _ in gathered]) if gathered else self._nothing_P
         rng = dice.common if are_shared else dice.own
         return negatives_of(self._settings, groups, target_P=target_P, sampler=sampler, rng=rng)
+
+    def _live(self, sampler: Sampler, *, size: int) -> Tensor | None:
+        """What may be drawn is what there is; None where that is every row."""
+        if len(sampler.row_N) == size - 1:
+            return None
+        return torch.from_numpy(sampler.row_N).to(self._model.device)
 
     def _log_q(self, sampler: Sampler) -> Tensor:
         return sampler.log_q(rows=self._model.capacity).to(self._model.device)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from model.catalogue import PADDING, SMALLEST_CAPACITY
-from model.losses import LOSSES, Positions
+from model.losses import LOSSES, Positions, in_slate_pairs
 from model.negatives import by_popularity
 from model.optimiser import RowAdam
 from model.sasrec import SASRec
@@ -25,6 +27,7 @@ WIDE = SETTINGS.model_copy(update={"units": 258})
 MANY_HEADS = SETTINGS.model_copy(update={"heads": 8})
 ITEMS = 60
 STEPS = 10
+PAIRS = "in_slate_pairs"
 
 
 class Run:
@@ -37,12 +40,32 @@ class Run:
         self.losses = [self._step(loss, np.random.default_rng([2, step])) for step in range(STEPS)]
 
     def _step(self, loss: str, rng: np.random.Generator) -> float:
+        cost = self._pairs(rng) if loss == PAIRS else self._against_items(loss, rng)
+        torch.autograd.backward(cost)
+        self.optimiser.step()
+        return float(cost.detach())
+
+    def _pairs(self, rng: np.random.Generator) -> Tensor:
+        """Of five items shown, the one that comes next by sevens is clicked, and sometimes the last one, too."""
+        start_S1 = rng.integers(ITEMS, size=(16, 1))
+        rows_SL = torch.from_numpy((start_S1 + 7 * np.arange(11)) % ITEMS + 1)
+        shown_SK = torch.from_numpy(rng.integers(1, ITEMS + 1, size=(16, 5)))
+        shown_SK[:, 0] = rows_SL[:, -1]
+        clicked_SK = torch.zeros(16, 5, dtype=torch.bool)
+        clicked_SK[:, 0] = True
+        clicked_SK[::4, 4] = True
+        hidden_SD = self.model(rows_SL[:, :-1], last=1, rng=rng)[:, 0]
+        item_SKD = functional.embedding(shown_SK, self.model.item_RD, padding_idx=PADDING, sparse=True)
+        weight_SK = torch.from_numpy(rng.random((16, 5), dtype=np.float32))
+        return in_slate_pairs(torch.einsum("sd,skd->sk", hidden_SD, item_SKD), clicked_SK, ~clicked_SK, weight_SK)
+
+    def _against_items(self, loss: str, rng: np.random.Generator) -> Tensor:
         rows_BL = torch.from_numpy((rng.integers(ITEMS, size=(16, 1)) + 7 * np.arange(11)) % ITEMS + 1)
         rows_BL[::3, :4] = PADDING
         wanted_BT = rows_BL[:, :-1] != PADDING
         sampler = by_popularity(np.arange(1, ITEMS + 1), np.arange(ITEMS), alpha=0.75)
         hidden_PD = self.model(rows_BL[:, :-1], rng=rng)[wanted_BT]
-        cost = LOSSES[loss](
+        return LOSSES[loss](
             Positions(
                 hidden_PD=hidden_PD,
                 target_P=rows_BL[:, 1:][wanted_BT],
@@ -53,9 +76,6 @@ class Run:
                 log_q_R=sampler.log_q(rows=self.model.capacity),
             )
         )
-        torch.autograd.backward(cost)
-        self.optimiser.step()
-        return float(cost.detach())
 
     def tensors(self) -> bytes:
         """Weights and optimiser state."""
@@ -68,7 +88,7 @@ class Run:
 
 def lines() -> list[str]:
     """Five digits: what another processor rounds differently does not show in ten steps."""
-    return [f"{loss}: {' '.join(f'{cost:.4e}' for cost in Run(loss).losses)}" for loss in LOSSES]
+    return [f"{loss}: {' '.join(f'{cost:.4e}' for cost in Run(loss).losses)}" for loss in (*LOSSES, PAIRS)]
 
 
 @pytest.mark.usefixtures("both_ways")
@@ -79,7 +99,7 @@ def test_ten_steps_of_every_loss_are_where_they_were() -> None:
 
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [*LOSSES, PAIRS])
 def test_the_same_seed_gives_the_same_bytes(loss: str, threads: int) -> None:
     torch.set_num_threads(threads)
 
@@ -91,7 +111,7 @@ def test_the_same_seed_gives_the_same_bytes(loss: str, threads: int) -> None:
 
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("settings", [SETTINGS, WIDE, MANY_HEADS], ids=["ordinary", "wide", "many heads"])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [*LOSSES, PAIRS])
 def test_more_threads_give_the_bytes_of_one(loss: str, settings: ModelSettings) -> None:
     """Wide networks and those of many heads are torch's alone."""
     runs = []
@@ -103,7 +123,7 @@ def test_more_threads_give_the_bytes_of_one(loss: str, settings: ModelSettings) 
     assert all(run.losses == runs[0].losses for run in runs[1:])
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [*LOSSES, PAIRS])
 def test_learning_lowers_the_cost(loss: str) -> None:
     costs = Run(loss).losses
 

@@ -210,6 +210,46 @@ def test_padding_and_rows_not_in_use_take_no_part(loss: Loss) -> None:
     torch.testing.assert_close(loss(dataclasses.replace(whole, item_RD=table)), loss(whole))
 
 
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@every_loss
+def test_rows_whose_items_are_gone_take_no_part(loss: Loss, dtype: torch.dtype) -> None:
+    """The cost is that of a table without them, and they get no gradient."""
+    live_N, gone = torch.tensor([1, 2, 5, 7]), [3, 4, 6]
+    alone = dataclasses.replace(
+        positions(dtype=dtype),
+        target_P=torch.tensor([1, 2, 3, 4, 2]),
+        negative=torch.tensor([4, 1, 3]),
+        item_RD=positions(dtype=dtype).item_RD[functional.pad(live_N, (1, 0), value=PADDING)],
+        size=5,
+        log_q_R=None,
+    )
+    table = torch.full((10, 4), 50.0, dtype=dtype)
+    table[live_N] = alone.item_RD[1:]
+    table.requires_grad_()
+    scattered = dataclasses.replace(
+        alone,
+        target_P=torch.tensor([1, 2, 5, 7, 2]),
+        negative=torch.tensor([7, 1, 5]),
+        item_RD=table,
+        size=8,
+        live_N=live_N,
+    )
+
+    cost = loss(scattered)
+    torch.autograd.backward(cost)
+
+    torch.testing.assert_close(cost, loss(alone))
+    assert table.grad is not None
+    assert not table.grad.to_dense()[[PADDING, *gone, 8, 9]].any()
+    assert table.grad.to_dense()[live_N].any(dim=1).all()
+
+
+def test_an_item_that_is_gone_is_no_target() -> None:
+    with pytest.raises(IndexError, match="look targets up anew"):
+        LOSSES["cross_entropy"](dataclasses.replace(positions(), live_N=torch.tensor([1, 9])))
+
+
 @every_loss
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 6))
 def test_the_order_of_positions_does_not_matter(loss: Loss, seed: int, count: int) -> None:
@@ -375,6 +415,68 @@ def test_the_gradient_of_pairs_is_right() -> None:
     scores = slate().requires_grad_()
 
     assert torch.autograd.gradcheck(lambda s: in_slate_pairs(s, CLICKED, NEGATIVE, WEIGHTS), scores)
+
+
+def test_a_slate_of_weight_zero_teaches_nothing() -> None:
+    scores = slate().requires_grad_()
+    weights = WEIGHTS * torch.tensor([[0.0], [1.0]])
+
+    torch.autograd.backward(in_slate_pairs(scores, CLICKED, NEGATIVE, weights))
+
+    assert scores.grad is not None
+    assert not scores.grad[0].any()
+    assert scores.grad[1].any()
+
+
+def test_neither_the_order_of_slates_nor_that_of_slots_matters() -> None:
+    given = slate(), CLICKED, NEGATIVE, WEIGHTS
+
+    turned = in_slate_pairs(*(one[[1, 0]][:, [2, 0, 3, 1]] for one in given))
+
+    torch.testing.assert_close(turned, in_slate_pairs(*given))
+
+
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_extreme_scores_of_slates_stay_finite(scale: float) -> None:
+    scores = (slate() * scale).requires_grad_()
+
+    cost = in_slate_pairs(scores, CLICKED, NEGATIVE, WEIGHTS)
+    torch.autograd.backward(cost)
+
+    assert scores.grad is not None
+    assert torch.isfinite(cost)
+    assert torch.isfinite(scores.grad).all()
+
+
+@pytest.mark.parametrize("slates", [0, 2], ids=["no slates", "slates without a click"])
+def test_where_nothing_is_to_be_compared_pairs_cost_nothing(slates: int) -> None:
+    cost = in_slate_pairs(slate()[:slates], (CLICKED & False)[:slates], NEGATIVE[:slates], WEIGHTS[:slates])
+
+    assert float(cost) == 0.0
+
+
+@pytest.mark.parametrize(
+    "wrong", [WEIGHTS[:, :1], WEIGHTS[:1], WEIGHTS[0]], ids=["a column", "a single slate", "no slates apart"]
+)
+def test_weights_of_slates_that_would_broadcast_are_refused(wrong: Tensor) -> None:
+    with pytest.raises((TypeCheckError, BeartypeException)):
+        in_slate_pairs(slate(), CLICKED, NEGATIVE, wrong)
+
+
+@sampled_loss
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("shape", [(0,), (5, 0)], ids=["shared", "of each"])
+def test_no_negatives_at_all_leave_a_finite_cost(loss: Loss, shape: tuple[int, ...]) -> None:
+    for dtype in (torch.float32, torch.float64):
+        hidden = positions(dtype=dtype).hidden_PD.requires_grad_()
+        drawn = torch.empty(shape, dtype=torch.int64)
+
+        cost = loss(dataclasses.replace(positions(dtype=dtype), hidden_PD=hidden, negative=drawn))
+        torch.autograd.backward(cost)
+
+        assert torch.isfinite(cost)
+        assert hidden.grad is not None
+        assert torch.isfinite(hidden.grad).all()
 
 
 @pytest.mark.parametrize("chunk", [1, 50, 1 << 20], ids=["smallest chunks", "some chunks", "one chunk"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.optimiser import RowAdam
+from model.optimiser import LONGEST_STEP, RowAdam
 from model.sasrec import SASRec
 from model.settings import ModelSettings
 
@@ -83,6 +83,46 @@ def test_a_row_that_sat_out_has_the_moments_of_dense_adam_and_differs_by_the_gli
     glide = RATE * 0.9 / (1 - 0.9 / 0.999**0.5)
     difference = (model.item_RD.detach() - expected)[1:].abs()
     assert 0.0 < float(difference.max()) < glide
+
+
+@pytest.mark.parametrize(
+    ("growth", "longest"), [([1.0], 0.1 / 0.001**0.5), ([0.9**n for n in range(80, -1, -1)], LONGEST_STEP)]
+)
+def test_the_glide_after_a_long_silence_is_within_its_bound(growth: list[float], longest: float) -> None:
+    """A row that gets one gradient, or ever larger ones, after 3,000 steps that touched another."""
+    model = network()
+    optimiser = RowAdam(model, learning_rate=RATE)
+    elsewhere, here = (torch.zeros(ROWS, SETTINGS.units).index_fill(0, torch.tensor([row]), 1.0) for row in (5, 3))
+    steps = [elsewhere] * 3_000 + [size * here for size in growth] + [elsewhere] * 80
+    expected, _ = dense_adam(model, steps)
+
+    for gradient in steps:
+        learn(model, optimiser, sparse(gradient))
+
+    ratio = 0.9 / 0.999**0.5
+    glide = float((model.item_RD.detach() - expected)[3].abs().max())
+    assert 0.9 * longest < glide / RATE / (ratio / (1 - ratio)) < 1.001 * longest
+
+
+@pytest.mark.parametrize("last_rate", [RATE, RATE / 100])
+def test_weight_decay_that_was_sat_out_is_made_up_for_at_the_rate_of_the_day(last_rate: float) -> None:
+    """Touched in the first and the last of 102 steps: dense AdamW shrinks the row in each, at the rate it then has."""
+    decay, idle = 0.1, 100
+    shrunk = []
+    for weight_decay in (decay, 0.0):
+        model = network()
+        optimiser = RowAdam(model, learning_rate=RATE, weight_decay=weight_decay)
+        learn(model, optimiser, sparse(gradients(1)[0]))
+        for gradient in gradients(idle, rows=[5]):
+            learn(model, optimiser, sparse(gradient))
+        before = model.item_RD.detach()[3].clone()
+        optimiser.learning_rate = last_rate
+        learn(model, optimiser, sparse(gradients(1)[0]))
+        shrunk.append((before, model.item_RD.detach()[3] - before))
+
+    (before, with_decay), (_, without) = shrunk
+    kept = (1 - last_rate * decay) ** (idle + 1)
+    torch.testing.assert_close(with_decay - without, (kept - 1) * before, rtol=1e-3, atol=1e-7)
 
 
 def test_rows_that_are_not_touched_stay_bit_for_bit() -> None:

@@ -344,6 +344,27 @@ def test_new_items_find_room_when_the_table_is_full_and_inherit_nothing() -> Non
     assert len(learner.catalogue) == 5
 
 
+@pytest.mark.parametrize("loss", ["bpr", "cross_entropy", "gbce", "sampled_softmax"])
+def test_what_stands_in_rows_whose_items_are_gone_moves_nothing(loss: str) -> None:
+    tables = []
+    for left in (0.0, 9.0):
+        learner = Learner(MODEL, TRAINER.model_copy(update={"loss": loss}))
+        learner.learn([click(ExampleId("clicks", 0, 0, 0), "u", ["a", "b", "c", "d", "e"], "f")])
+        gone = learner.catalogue.rows_of(["a", "b"])
+        for item in ("a", "b"):
+            learner.catalogue.retire(item)
+        with torch.no_grad():
+            learner.network.item_RD[torch.from_numpy(gone)] = left
+        learner.replay = Learner(MODEL, TRAINER).replay
+
+        learnt = learner.learn([click(ExampleId("clicks", 0, 1, 0), "v", ["c", "d"], "e")])
+
+        assert learnt.trained == 1
+        tables.append(learner.network.item_RD.detach()[torch.from_numpy(learner.catalogue.live_rows())])
+
+    assert torch.equal(*tables)
+
+
 def served_clicks(count: int) -> list[ClickExample]:
     """Half of them served, with propensities of their own."""
     rng = np.random.default_rng(5)
