@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +37,14 @@ def stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return threading.Event()
 
 
-def told(stop: threading.Event, monkeypatch: pytest.MonkeyPatch, *, then: str) -> list[Run]:
+def runs(stop: threading.Event, monkeypatch: pytest.MonkeyPatch, *, then: str) -> Iterator[Run]:
     monkeypatch.setattr(rectools_fitting, "rectools_settings", lambda *_, **__: {"passes": 3, "then": then})
     split = Split([np.arange(1, 6), np.arange(3, 12)], 11)
-    return list(rectools_fitting.fit_rectools(RECIPES["bpr"], split, seed=1, threads=1, clock="cpu", stop=stop))
+    return rectools_fitting.fit_rectools(RECIPES["bpr"], split, seed=1, threads=1, clock="cpu", stop=stop)
 
 
 def test_every_pass_is_a_point_as_soon_as_it_is_done(stop: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = told(stop, monkeypatch, then="end")
+    said = list(runs(stop, monkeypatch, then="end"))
 
     assert [len(run.points) for run in said] == [1, 2, 3, 3]
     assert [run.finished for run in said] == [False, False, False, True]
@@ -54,13 +55,16 @@ def test_every_pass_is_a_point_as_soon_as_it_is_done(stop: threading.Event, monk
 
 def test_what_fails_is_said(stop: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="failed with status 3"):
-        told(stop, monkeypatch, then="fail")
+        list(runs(stop, monkeypatch, then="fail"))
 
 
 def test_who_is_stopped_keeps_the_passes_that_were_made(stop: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = runs(stop, monkeypatch, then="end")
+
+    first = next(said)
     stop.set()
+    *_, last = said
 
-    said = told(stop, monkeypatch, then="end")
-
-    assert said[-1].points
-    assert not said[-1].finished
+    assert len(first.points) == 1
+    assert last.points
+    assert not last.finished
