@@ -93,6 +93,8 @@ class Arm(NamedTuple):
 
 
 AT_RANDOM: dict[str, object] = {"new_rows": "random"}
+FEW: dict[str, object] = {"replay_users": 5_000}
+"""Of 30,000 places none is given up before the third week is remembered; so it takes fewer for a choice to show."""
 
 ARMS = {
     "fine-tuning": Arm({}, dropout=0.0),
@@ -104,6 +106,9 @@ ARMS = {
     "replay with distillation": Arm({"distillation": 1.0}, replay_share=REPLAY),
     "replay with consolidation": Arm({"consolidation": 1.0}, replay_share=REPLAY),
     "consolidation": Arm({"consolidation": 1.0}),
+    "replay of few": Arm(FEW, replay_share=REPLAY),
+    "replay of few per item": Arm({**FEW, "replay_choice": "per_item"}, replay_share=REPLAY),
+    "replay of few by herding": Arm({**FEW, "replay_choice": "herding"}, replay_share=REPLAY),
     "joint": Arm(AT_RANDOM, way="anew"),
     "stream": Arm({}, way="stream", replay_share=1.0),
     "stream with rows at random": Arm(AT_RANDOM, way="stream", replay_share=1.0),
