@@ -94,7 +94,7 @@ class Arm(NamedTuple):
 
 AT_RANDOM: dict[str, object] = {"new_rows": "random"}
 FEW: dict[str, object] = {"replay_users": 5_000}
-"""Of 30,000 places none is given up before the third week is remembered; so it takes fewer for a choice to show."""
+"""Of 30,000 places none is given up in the first four cycles; so it takes fewer for a choice to show."""
 
 ARMS = {
     "fine-tuning": Arm({}, dropout=0.0),

@@ -95,11 +95,11 @@ class Teacher:
         rows = [positions.target_P]
         if positions.negative is not None and positions.negative.ndim == 1:
             rows.append(positions.negative[:CANDIDATES])
-        elif positions.size - 1 <= CANDIDATES:
-            rows.append(torch.arange(PADDING + 1, positions.size, device=positions.target_P.device))
+        elif positions.items <= CANDIDATES:
+            rows.append(_items_of(positions))
         else:
-            drawn = rng.integers(PADDING + 1, positions.size, size=CANDIDATES)
-            rows.append(torch.from_numpy(drawn).to(positions.target_P.device))
+            drawn = torch.from_numpy(rng.integers(positions.items, size=CANDIDATES))
+            rows.append(_items_of(positions)[drawn.to(positions.target_P.device)])
         row_C = torch.from_numpy(np.unique(torch.cat(rows).cpu().numpy())).to(self._known_R.device)
         row_C = row_C[row_C < len(self._known_R)]
         known_C: Tensor = row_C[self._known_R[row_C]]
@@ -132,6 +132,13 @@ class Teacher:
     def _take(self, weights: Mapping[str, Tensor], *, device: torch.device) -> None:
         network = SASRec.from_tensors(self._settings, weights, capacity=len(weights["item_RD"]))
         self._network = network.to(device).requires_grad_(requires_grad=False)
+
+
+def _items_of(positions: Positions) -> Int[Tensor, " N"]:
+    """Every row that holds an item."""
+    if positions.live_N is not None:
+        return positions.live_N
+    return torch.arange(PADDING + 1, positions.size, device=positions.target_P.device)
 
 
 def divergence(accepted_AC: Float[Tensor, "A C"], present_AC: Float[Tensor, "A C"]) -> Float[Tensor, ""]:

@@ -68,8 +68,8 @@ def cost(learner: Learner) -> float:
     return cost_of(learner, learner.reminded(8))
 
 
-def cost_of(learner: Learner, stretches: list[Stretch]) -> float:
-    """The same, where it is reminded of these."""
+def cost_of(learner: Learner, stretches: list[Stretch], *, live_N: Tensor | None = None) -> float:
+    """The same, where it is reminded of these, and where only these rows hold items."""
     micro = learner.micro((), stretches)
     hidden_PD, target_P, weight_P = (
         torch.cat(parts)
@@ -81,6 +81,7 @@ def cost_of(learner: Learner, stretches: list[Stretch]) -> float:
         weight_P=weight_P,
         item_RD=learner.network.item_RD,
         size=learner.catalogue.size,
+        live_N=live_N,
     )
     seen = Seen(positions, micro.replayed, micro.replayed)
     costs = [restraint.cost(learner.network, seen, rng=learner.rng) for restraint in learner.restraints]
@@ -125,6 +126,19 @@ def test_a_row_that_was_given_to_another_item_is_free(name: str) -> None:
         restraint.forget(np.array([3]))
 
     assert 0.0 <= cost(learner) < before
+
+
+def test_an_item_that_is_gone_is_not_compared() -> None:
+    learner = learnt(with_way("teacher"))
+    learner.accept()
+    gone = learner.catalogue.size - 1
+    live_N = torch.arange(1, gone)
+    reminded = [Stretch(tuple(map(learner.catalogue.item_of, (1, 2, 3))), (1.0,))]
+    with torch.no_grad():
+        learner.network.item_RD[gone] += 1.0
+
+    assert cost_of(learner, reminded) > 1e-5
+    assert cost_of(learner, reminded, live_N=live_N) == pytest.approx(0.0, abs=1e-5)
 
 
 @pytest.mark.usefixtures("_computes")
