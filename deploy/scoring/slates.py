@@ -241,7 +241,7 @@ class Slates:
                 ranking.item_RD,
                 ranking.by,
                 k=size,
-                excluded_BE=torch.from_numpy(padded_rows([asked[nth].taken_X for nth in users])),
+                excluded_BE=torch.from_numpy(padded_rows([space.in_table(asked[nth].taken_X) for nth in users])),
                 live_R=torch.from_numpy(space.live_A[: space.size]),
             )
             ranked = zip(best.row_BK.numpy(), best.score_BK.double().numpy(), users, strict=True)

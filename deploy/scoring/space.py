@@ -53,6 +53,11 @@ class Space:
         """
         return self.newcomers[row - self.size] if row >= self.size else self.shelf.catalogue.item_of(row)
 
+    def in_table(self, row_X: np.ndarray) -> np.ndarray:
+        """Those that a search of the table can meet: no newcomers."""
+        within_X: np.ndarray = row_X[row_X < self.size]
+        return within_X
+
     def categories(self, category_of: Mapping[str, str]) -> np.ndarray:
         """A number for the category of every row that may be served, -1 where `items` names none."""
         number_of: dict[str, int] = {}
