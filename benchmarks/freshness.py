@@ -25,6 +25,7 @@ import psutil
 import pyarrow as pa
 from jaxtyping import Float, Int
 
+from benchmarks.client import Client
 from benchmarks.common import Baseline, Goal, Row, arguments, equal, explained, report, row
 from benchmarks.latency import interleaved
 from benchmarks.system import BROKER, System, running_system
@@ -32,7 +33,7 @@ from deploy.observe.reading import partitions_of, read_all
 from deploy.observe.scrape import Sample
 from deploy.replay.events import events
 from deploy.replay.formats import load_log
-from deploy.replay.player import Pace, play
+from deploy.replay.player import Pace
 from stream import clients
 from stream.examples import decode_example
 from stream.settings import KafkaSettings
@@ -77,19 +78,6 @@ class Examples(NamedTuple):
     """Kafka's timestamp of the click."""
     written_ms_N: Float[np.ndarray, " N"]
     """Kafka's timestamp of its example."""
-
-
-class Even(Pace):
-    """Every event in its turn, so many a second, whenever it happened."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__(None)
-        self._rate, self._began, self._count = rate, time.monotonic(), 0
-
-    def seconds_until(self, time_ms: int) -> float:  # noqa: ARG002 - the times of the log do not matter here
-        """Seconds from now until the next event is due."""
-        self._count += 1
-        return self._began + self._count / self._rate - time.monotonic()
 
 
 class Announcements:
@@ -199,16 +187,21 @@ def counts_of(samples: Iterable[Sample]) -> dict[str, float]:
 
 
 def measure(system: System, rows: pa.Table, *, rate: int) -> Span:
-    """Plays the rows at a rate, and waits until the trainer has learnt them."""
-    before, spent, began_ms = counts_of(system.metrics("trainer")), _spent(system), time.time() * 1_000
-    played = play(events(rows), kafka=system.kafka, pace=Even(rate), stop=threading.Event())
-    ended_ms = time.time() * 1_000
+    """Plays the rows at a rate, and waits until the trainer has learnt them.
+
+    The player shares the machine with what is measured, and so has everything encoded before it begins.
+    """
+    messages = [message for event in events(rows) for message in event.messages]
+    with Client(system.kafka, (MODELS,)) as player:
+        before, spent, began_ms = counts_of(system.metrics("trainer")), _spent(system), time.time() * 1_000
+        player.send(messages, rate=rate)
+        ended_ms = time.time() * 1_000
     system.wait_until_caught_up(("stream", "trainer"))
     return Span(
         rate=rate,
         began_ms=began_ms,
         ended_ms=ended_ms,
-        sent=played.events,
+        sent=len(rows),
         before=before,
         after=counts_of(system.metrics("trainer")),
         processor={name: seconds - spent[name] for name, seconds in _spent(system).items()},

@@ -16,9 +16,10 @@ class SupervisorSettings(Section):
     """Stream workers; more than `kafka.partitions` only wait."""
     scoring_workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Scoring workers; more than `kafka.partitions` only wait."""
-    learning_niceness: Annotated[int, Field(ge=0, le=19)] = 0
+    learning_niceness: Annotated[int, Field(ge=0, le=19)] = 5
     """By how much the trainer gives way to the processes that answer, where they share a machine: more makes answers
-    faster and weights staler. At 0 it has the same share of the processor as each of them, but does not interrupt them.
+    faster and weights staler. At 0 it has the same share of the processor as each of them; whatever it is, it does not
+    interrupt them.
     """
     retraining_niceness: Annotated[int, Field(ge=0, le=19)] = 5
     """By how much the scheduler and the full retrains that it starts give way to all others."""
