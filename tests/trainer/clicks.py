@@ -8,7 +8,7 @@ import numpy as np
 from kafka import KafkaProducer
 
 from stream.clients import producer
-from stream.examples import ClickExample, Example, ExampleId, Served, encode_example
+from stream.examples import ClickExample, Example, ExampleId, Served, ShownItem, encode_example
 from stream.settings import KafkaSettings
 from stream.topics import EXAMPLES
 
@@ -75,3 +75,16 @@ def send_with(sender: KafkaProducer, kafka: KafkaSettings, examples: Sequence[Ex
             partition=example.id.partition,
         )
     sender.flush()
+
+
+def shown(item_id: str = "a", **more: object) -> ShownItem:
+    """A slot of a slate: first place, p = 0.5, exploited, neither seen nor clicked, unless it is said."""
+    how = {
+        "position": 0,
+        "propensity": 0.5,
+        "propensity_kind": "exact",
+        "source": "exploit",
+        "seen": None,
+        "clicked": False,
+    }
+    return ShownItem(item_id=item_id, **(how | more))  # type: ignore[arg-type]

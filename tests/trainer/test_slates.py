@@ -11,6 +11,7 @@ import torch
 from msgspec.structs import replace
 
 from stream.examples import ClickExample, ExampleId, Served, ShownItem, SlateExample
+from tests.trainer.clicks import shown
 from trainer.exposure import Exposure
 from trainer.settings import TrainerSettings
 from trainer.slates import collate_slates, lacks_in
@@ -18,18 +19,6 @@ from trainer.step import Slates
 from trainer.weights import Weigher
 
 ROWS = {"a": 1, "b": 2, "c": 3, "d": 4}
-
-
-def shown(item_id: str, **more: object) -> ShownItem:
-    how = {
-        "position": 0,
-        "propensity": 0.5,
-        "propensity_kind": "exact",
-        "source": "exploit",
-        "seen": None,
-        "clicked": False,
-    }
-    return ShownItem(item_id=item_id, **(how | more))  # type: ignore[arg-type]
 
 
 def collated(*items: ShownItem, weigher: Weigher | None = None, context: tuple[str, ...] = ("a",)) -> Slates | None:

@@ -11,21 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.examples import ExampleId, ShownItem, SlateExample
+from tests.trainer.clicks import shown
 from trainer.exposure import Exposure, gini
 from trainer.positions import BEYOND, PLACES, POSITIONS, UNKNOWN, place_of
 from trainer.slots import Slots
-
-
-def slot(item_id: str = "a", **more: object) -> ShownItem:
-    how = {
-        "position": 0,
-        "propensity": 0.5,
-        "propensity_kind": "exact",
-        "source": "exploit",
-        "seen": None,
-        "clicked": False,
-    }
-    return ShownItem(item_id=item_id, **(how | more))  # type: ignore[arg-type]
 
 
 def slate(*items: ShownItem, correction: bool = False, policy: str = "p") -> SlateExample:
@@ -39,8 +28,8 @@ def cells(slots: Slots) -> dict[tuple[str, str], tuple[float, float]]:
 def test_slots_are_counted_by_why_and_where_they_were_shown() -> None:
     slots = Slots()
 
-    slots.observe(slate(slot(clicked=True), slot(position=1, source="explore"), slot(position=1, source="fixed")))
-    slots.observe(slate(slot(), slot(position=POSITIONS + 7), slot(position=None, clicked=True)))
+    slots.observe(slate(shown(clicked=True), shown(position=1, source="explore"), shown(position=1, source="fixed")))
+    slots.observe(slate(shown(), shown(position=POSITIONS + 7), shown(position=None, clicked=True)))
 
     assert cells(slots) == {
         ("exploit", "0"): (2.0, 1.0),
@@ -53,9 +42,9 @@ def test_slots_are_counted_by_why_and_where_they_were_shown() -> None:
 
 def test_a_correction_adds_its_click_and_no_slot() -> None:
     slots = Slots()
-    slots.observe(slate(slot(), slot(position=1)))
+    slots.observe(slate(shown(), shown(position=1)))
 
-    slots.observe(slate(slot(), slot(position=1, clicked=True), correction=True))
+    slots.observe(slate(shown(), shown(position=1, clicked=True), correction=True))
 
     assert cells(slots) == {("exploit", "0"): (1.0, 0.0), ("exploit", "1"): (1.0, 1.0)}
 
@@ -63,15 +52,15 @@ def test_a_correction_adds_its_click_and_no_slot() -> None:
 def test_an_explored_slot_is_set_against_an_exploited_one() -> None:
     slots = Slots()
     for number in range(8):
-        explored = slot(source="explore", clicked=number == 0)
-        slots.observe(slate(slot(clicked=number % 2 == 0), slot(position=1, clicked=number % 2 == 0), explored))
+        explored = shown(source="explore", clicked=number == 0)
+        slots.observe(slate(shown(clicked=number % 2 == 0), shown(position=1, clicked=number % 2 == 0), explored))
 
     assert slots.explored_over_exploited() == pytest.approx((1 / 8) / (1 / 2))
 
 
 def test_where_nothing_was_explored_its_price_is_not_known() -> None:
     slots = Slots()
-    slots.observe(slate(slot(clicked=True)))
+    slots.observe(slate(shown(clicked=True)))
 
     assert math.isnan(slots.explored_over_exploited())
 
@@ -81,7 +70,7 @@ def test_counts_stay_bounded_whatever_is_shown(positions: list[int | None], wind
     slots = Slots(window)
 
     for position in positions:
-        slots.observe(slate(slot(position=position, clicked=True)))
+        slots.observe(slate(shown(position=position, clicked=True)))
 
     assert slots.slates <= window
     assert len(list(slots.cells())) == 3 * len(PLACES)
@@ -92,10 +81,10 @@ def test_counts_stay_bounded_whatever_is_shown(positions: list[int | None], wind
 def test_a_window_forgets() -> None:
     slots = Slots(4)
     for _ in range(400):
-        slots.observe(slate(slot(clicked=True)))
+        slots.observe(slate(shown(clicked=True)))
 
     for _ in range(40):
-        slots.observe(slate(slot()))
+        slots.observe(slate(shown()))
 
     assert next(slots.cells()).rate < 0.01
 
@@ -112,8 +101,8 @@ def test_positions_beyond_those_told_apart_share_a_place() -> None:
 
 def test_the_spread_of_what_all_recommenders_served_counts_what_nobody_served() -> None:
     exposure = Exposure(window=100)
-    exposure.observe(slate(slot("a"), slot("b")))
-    exposure.observe(slate(slot("a"), slot("b"), policy="another"))
+    exposure.observe(slate(shown("a"), shown("b")))
+    exposure.observe(slate(shown("a"), shown("b"), policy="another"))
 
     spread = exposure.spread(items=4)
 
@@ -124,7 +113,7 @@ def test_the_spread_of_what_all_recommenders_served_counts_what_nobody_served() 
 
 def test_an_item_that_has_no_row_yet_belongs_to_the_catalogue_once_it_was_shown() -> None:
     exposure = Exposure(window=100)
-    exposure.observe(slate(slot("a"), slot("b")))
+    exposure.observe(slate(shown("a"), shown("b")))
 
     assert exposure.spread(items=0) == (1.0, 0.0)
 
