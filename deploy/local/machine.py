@@ -179,7 +179,7 @@ class Machine:
         self._supervisor.start(Program(name, kind, (*command, "--name", name), self._scheduling(kind)))
 
     def _scheduling(self, kind: str) -> Scheduling:
-        """What learns takes its share, but never interrupts what answers."""
+        """What learns never interrupts what answers, and gives way to it as settings say."""
         niceness = {
             "trainer": self.settings.supervisor.learning_niceness,
             "scheduler": self.settings.supervisor.retraining_niceness,
