@@ -138,7 +138,7 @@ def _between(kafka: KafkaSettings, begins: dict[TopicPartition, int], ends: dict
 
 def measure(system: System, client: Client, messages: Iterable[Message], *, rate: int) -> Measured:
     """Plays the messages at a rate and waits until all are done; then looks at what came when."""
-    at_hand, begins = list(messages), _ends(system.kafka, SEQUENCES)
+    at_hand, begins = client.addressed(messages), _ends(system.kafka, SEQUENCES)
     client.arrived.clear()
     began, before = time.monotonic(), _processor_seconds(system)
     sent = client.send(at_hand, rate=rate)

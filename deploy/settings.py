@@ -40,7 +40,7 @@ class ScoringSettings(Section):
 
     max_batch: Annotated[int, Field(ge=1, le=100_000)] = 256
     """Users ranked in one forward pass."""
-    max_wait_ms: Annotated[float, Field(ge=0.0)] = 5.0
+    max_wait_ms: Annotated[float, Field(ge=0.0)] = 20.0
     """How long a user waits at most for others to be ranked with, in milliseconds; not at all where the worker has
     nothing else to do.
     """

@@ -16,12 +16,22 @@ from torch.autograd.function import once_differentiable
 from model.catalogue import PADDING
 from model.checked import check_kinds, existing_rows
 from model.native.full_softmax import Gradients, native_full_softmax, softens_natively
-from model.native.functions import native_softmax_gradients, runs_natively
+from model.native.functions import kernels, native_softmax_gradients, runs_natively
 from model.one_thread import one_thread, weighted_sum
 
 CHUNK_SCORES = 1 << 19
 """Scores held at once (2 MiB in float32)."""
 SMALLEST_CHUNK = 16
+
+
+def fastest_products(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it itself and so faster, else float32."""
+    if device.type == "cuda":
+        has_short_products = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = kernels()
+        has_short_products = found is not None and found.has_short_products
+    return torch.bfloat16 if has_short_products else torch.float32
 
 
 class _Over(NamedTuple):

@@ -169,7 +169,8 @@ class _Best:
 
 def _scores(hidden_BD: Tensor, item_CD: Tensor, live_C: Tensor, start: int) -> Tensor:
     score_BC = hidden_BD @ item_CD.T
-    if not live_C.all():
+    items = slice(PADDING + 1, None) if start == PADDING else slice(None)
+    if not live_C[items].all():
         score_BC.masked_fill_(~live_C, -torch.inf)
     if start == PADDING:
         score_BC[:, PADDING] = -torch.inf

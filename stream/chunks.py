@@ -23,6 +23,8 @@ lies between was fetched and then dropped, and comes again after a restart.
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -42,6 +44,17 @@ CHUNKS_AHEAD = 2
 FETCH_WAIT_MS = 200
 LOOK_AGAIN_SECONDS = 0.01
 """How long a fetch waits while some partition is left out."""
+BUSY_RATE = 200.0
+"""Records a second from which on a fetch waits for several of them: chunks of few records cost as much as large ones,
+here, on the broker and with all who read what follows from them.
+"""
+COMPANY = 25.0
+"""It waits, in milliseconds, for one in so many of the records of a second, ..."""
+BUSY_FETCH_WAIT_MS = 40
+"""... but no longer than that, nor when `BUSY_FETCH_BYTES` are there."""
+BUSY_FETCH_BYTES = 65_536
+RATE_SECONDS = 0.25
+"""Over which the rate is taken."""
 
 RESTORED = b"\0restored"
 """The key that Faust deletes instead of the records which were restored already: nobody can have it."""
@@ -73,6 +86,25 @@ class Chunk(Generic[Record]):
         return self.records[-1].offset + 1
 
 
+class Arrivals:
+    """How fast records come, and how long the next fetch is to wait for several of them."""
+
+    def __init__(self) -> None:
+        self._per_second = 0.0
+        self._at: float | None = None
+
+    def wait_ms(self, records: int, *, at: float) -> int:
+        """So many came since the last time; the clock, in seconds, is the caller's."""
+        if self._at is not None and at > self._at:
+            seconds = at - self._at
+            share = 1.0 - math.exp(-seconds / RATE_SECONDS)
+            self._per_second += share * (records / seconds - self._per_second)
+        self._at = at
+        if self._per_second < BUSY_RATE:
+            return 0
+        return round(min(BUSY_FETCH_WAIT_MS, self._per_second / COMPANY))
+
+
 class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # Faust has no types
     """Reads committed records only, so that what a producer took back is never handled.
 
@@ -85,6 +117,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # Fau
         consumer._isolation_level = "read_committed"  # noqa: SLF001 - Faust has no setting for it
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001 - the same
         return consumer
+
+    def wait_for_company(self, wait_ms: int) -> None:
+        """Has the next fetches wait that long for several records; 0 is for the first one alone."""
+        fetcher = self._ensure_consumer()._fetcher  # noqa: SLF001 - aiokafka has no setting for it at run time
+        fetcher._fetch_min_bytes = BUSY_FETCH_BYTES if wait_ms else 1  # noqa: SLF001 - the same
+        fetcher._fetch_max_wait_ms = wait_ms or FETCH_WAIT_MS  # noqa: SLF001 - the same
 
     def has_more(self, tp: TP) -> bool:
         """Whether the broker has committed records that were not taken from the fetcher, or has not said."""
@@ -112,6 +150,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
         self._handed_over: dict[TP, int] = {}
         """Where the fetcher stood when nothing taken from it was on its way between the threads."""
         self._is_rewinding = False
+        self._arrivals = Arrivals()
         self._seeks = 0
         self.chunk_records: int = self.app.conf.broker_max_poll_records or DEFAULT_CHUNK_RECORDS
         """Most records of one partition that a fetch brings, and that are to be handled together."""
@@ -233,6 +272,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc] # Faust has no types
             # Nobody can tell from which side of the seek these are: have them again.
             await self._return(fetched)
             return {}
+        self._thread.wait_for_company(self._arrivals.wait_ms(sum(map(len, fetched.values())), at=time.monotonic()))
         self._pass_over(tp for tp in wanted if tp not in fetched and self._is_input(tp))
         delivered = {tp: self._delivered(tp, records) for tp, records in fetched.items()}
         self._see_all_of(wanted)

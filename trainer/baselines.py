@@ -15,6 +15,9 @@ from jaxtyping import Float, Int
 from model.catalogue import PADDING
 from model.counts import Successors, TransitionCounts, popular_share
 
+LARGEST_TABLE = 1 << 22
+"""Pairs of a user and an item of which a table says whether the user has it; of more a sort does."""
+
 
 class Events(NamedTuple):
     """Clicks to be predicted, as rows; every target is a live row that the user does not have."""
@@ -95,7 +98,7 @@ class Transitions(TransitionCounts):
     def best(self, events: Events, *, found: Successors, popular: Popular, k: int) -> Int[np.ndarray, "N K"]:
         """The k likeliest followers among what each user does not have, then the most popular; PADDING at the end."""
         share_R = popular.share_R()
-        order_S = np.lexsort((found.row_S, -found.count_S - share_R[found.row_S], found.owner_S))
+        order_S = np.lexsort((-found.count_S - share_R[found.row_S], found.owner_S))
         count_N = np.bincount(found.owner_S, minlength=len(events.target_N))
         followers = np.split(found.row_S[order_S], np.cumsum(count_N))[:-1]
         best_NK = np.full((len(events.target_N), k), PADDING, dtype=np.int64)
@@ -109,7 +112,8 @@ class Transitions(TransitionCounts):
         found = self.followers(events.last_N)
         stride = int(max(found.row_S.max(initial=0), events.history_NT.max(initial=0))) + 1
         had = (np.arange(len(events.target_N))[:, None] * stride + events.history_NT).ravel()
-        return found.where(~np.isin(found.owner_S * stride + found.row_S, had))
+        is_small = len(events.target_N) * stride <= LARGEST_TABLE
+        return found.where(~np.isin(found.owner_S * stride + found.row_S, had, kind="table" if is_small else "sort"))
 
 
 def _filled(row_NK: Int[np.ndarray, "N J"], *, k: int) -> Int[np.ndarray, "N K"]:

@@ -44,18 +44,20 @@ class Group(NamedTuple):
     weight_BT: Float[Tensor, "B T"]
 
 
-def coalesce(clicks: Sequence[ClickExample], *, max_length: int, min_context: int) -> list[Chain]:
-    """Every click once, the first ones of unknown users (no context, so nothing to predict from) left out.
+def coalesce(chains: Iterable[Chain], *, max_length: int, min_context: int) -> list[Chain]:
+    """Every click of these once, the first ones of unknown users (no context, so nothing to predict from) left out.
 
     A click sees the last items of its own context: all of them up to `max_length` when it stands in a piece alone, in
-    a long chain at least `min_context` of them (or all, where there are fewer). Where contexts do not chain, the
-    clicks stand in separate sequences.
+    a long chain at least `min_context` of them (or all, where there are fewer).
     """
-    return [piece for chain in runs(clicks) for piece in cut(chain, max_length=max_length, min_context=min_context)]
+    return [piece for chain in chains for piece in cut(chain, max_length=max_length, min_context=min_context)]
 
 
 def runs(clicks: Sequence[ClickExample]) -> list[Chain]:
-    """Every click once, those of one user that continue one another as one chain, however long."""
+    """Every click once, those of one user that continue one another as one chain, however long.
+
+    Where contexts do not chain, the clicks stand in separate chains.
+    """
     items: list[list[str]] = []
     examples: list[list[int]] = []
     newest: dict[str, int] = {}

@@ -27,7 +27,7 @@ from model.sasrec import SASRec
 from model.settings import ModelSettings
 from stream.examples import ClickExample, Example, ExampleId, SlateExample
 from trainer.baselines import Events, Popular
-from trainer.batch import Stretch, at_request, coalesce, collate, in_sequence, runs, weighted
+from trainer.batch import Chain, Stretch, at_request, coalesce, collate, in_sequence, runs, weighted
 from trainer.crew import ALONE, Crew
 from trainer.exposure import Exposure
 from trainer.flood import Flood, Let, Reason
@@ -75,24 +75,37 @@ class Learnt(NamedTuple):
     """Examples that were learnt."""
 
 
+class Met(NamedTuple):
+    """Clicks, and how they follow one another."""
+
+    clicks: Sequence[ClickExample]
+    chains: Sequence[Chain]
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Met:
+        """The clicks among them."""
+        clicks = [example for example in examples if isinstance(example, ClickExample)]
+        return cls(clicks, runs(clicks))
+
+
 class Lesson(NamedTuple):
     """What one step shall learn, apart from what is replayed."""
 
-    clicks: Sequence[ClickExample]
+    met: Met
     weight_N: Float[np.ndarray, " N"]
     slates: Sequence[SlateExample]
 
     @property
     def size(self) -> int:
         """Examples."""
-        return len(self.clicks) + len(self.slates)
+        return len(self.met.clicks) + len(self.slates)
 
     def halves(self) -> tuple[Lesson, Lesson]:
         """Half of the clicks and half of the slates each; of two single ones, one each."""
-        clicks, slates = (len(self.clicks) + 1) // 2, len(self.slates) // 2
+        clicks, slates = (len(self.met.clicks) + 1) // 2, len(self.slates) // 2
         return (
-            Lesson(self.clicks[:clicks], self.weight_N[:clicks], self.slates[:slates]),
-            Lesson(self.clicks[clicks:], self.weight_N[clicks:], self.slates[slates:]),
+            Lesson(Met.of(self.met.clicks[:clicks]), self.weight_N[:clicks], self.slates[:slates]),
+            Lesson(Met.of(self.met.clicks[clicks:]), self.weight_N[clicks:], self.slates[slates:]),
         )
 
 
@@ -163,32 +176,32 @@ class Learner:
         """
         # 0.
         every, (examples, flooded) = examples, self._let(examples)
-        clicks = [example for example in examples if isinstance(example, ClickExample)]
+        met = Met.of(examples)
         slates = [example for example in examples if isinstance(example, SlateExample)]
         # 1.
-        self.foresee(clicks)
+        self.foresee(met.clicks)
         # 2.
-        self._admit(clicks)
+        self._admit(met)
         # 3.
         for slate in slates:
             self.exposure.observe(slate)
             self.slots.observe(slate)
         if self.settings.positions_from == "explored":
             self.weigher.examination_factors = self.slots.examination_factors(bias=self.settings.position_bias)
-        weights = self.weigher.weigh(clicks, exposure=self.exposure)
-        replayed = self.replayed(len({click.user_id for click in clicks}))
+        weights = self.weigher.weigh(met.clicks, exposure=self.exposure)
+        replayed = self.replayed(len({click.user_id for click in met.clicks}))
         # 4.
-        lesson = Lesson(clicks, weights.weight_N, slates)
+        lesson = Lesson(met, weights.weight_N, slates)
         stepped = self.step(self._micro(lesson, replayed), ceiling=self._ceiling(lesson, mode))
         refused = [] if stepped.fault is None else self._learn_parts(lesson, mode)
         z_score = self._watch(stepped, lesson)
         self.guard.count(wary=mode == "wary")
         # 5.
-        taught_N = in_sequence(clicks, weights.weight_N)
-        weight_of = {click.id: weight for click, weight in zip(clicks, taught_N.tolist(), strict=True)}
-        self._remember(every, weight_of, but=[one.example for one in refused])
+        taught_N = in_sequence(met.clicks, weights.weight_N)
+        weight_of = {click.id: weight for click, weight in zip(met.clicks, taught_N.tolist(), strict=True)}
+        self._remember(Met.of(every) if flooded else met, weight_of, but=[one.example for one in refused])
         trained = len(examples) - len(refused)
-        self._count(clicks, trained=trained)
+        self._count(met.clicks, trained=trained)
         return Learnt(stepped, weights, lacks_in(slates), refused, z_score, flooded, trained)
 
     def _let(self, examples: Sequence[Example]) -> Let:
@@ -216,10 +229,10 @@ class Learner:
 
     def _micro(self, lesson: Lesson, replayed: Sequence[Stretch]) -> Micro:
         max_length = self.network.settings.max_length
-        chains = coalesce(lesson.clicks, max_length=max_length, min_context=self.settings.min_context)
-        weight_N = in_sequence(lesson.clicks, lesson.weight_N)
-        stretches = [weighted(chain, weight_N) for chain in chains]
-        stretches += at_request(lesson.clicks, lesson.weight_N, max_length=max_length)
+        pieces = coalesce(lesson.met.chains, max_length=max_length, min_context=self.settings.min_context)
+        weight_N = in_sequence(lesson.met.clicks, lesson.weight_N)
+        stretches = [weighted(piece, weight_N) for piece in pieces]
+        stretches += at_request(lesson.met.clicks, lesson.weight_N, max_length=max_length)
         slates = collate_slates(lesson.slates, self.catalogue.rows_of, weigher=self.weigher, max_length=max_length)
         return self.micro(stretches, replayed)._replace(slates=slates)
 
@@ -237,26 +250,22 @@ class Learner:
         for half in lesson.halves() if lesson.size > 1 else (lesson,):
             fault = self.step(self._micro(half, ()), ceiling=self._ceiling(half, mode)).fault if half.size else None
             if fault is not None and half.size == 1:
-                refused += [Refused(click, fault) for click in half.clicks]
+                refused += [Refused(click, fault) for click in half.met.clicks]
                 refused += [Refused(slate, fault) for slate in half.slates]
             elif fault is not None:
                 refused += self._learn_parts(half, mode)
         return refused
 
-    def _remember(
-        self, examples: Sequence[Example], weight_of: Mapping[ExampleId, float], *, but: Sequence[Example]
-    ) -> None:
+    def _remember(self, met: Met, weight_of: Mapping[ExampleId, float], *, but: Sequence[Example]) -> None:
         """What has no weight or was refused must not be taught by replay.
 
         It stands there without weight, as it stands in the context of the user's next click: left out, it would come
         back from that context as somebody's click like any other.
         """
         refused = {example.id for example in but}
-        clicks = [example for example in examples if isinstance(example, ClickExample)]
-        weight_N = np.array([0.0 if one.id in refused else weight_of.get(one.id, 0.0) for one in clicks])
-        chains = runs(clicks)
-        user_ids = [clicks[chain.examples[0]].user_id for chain in chains]
-        self.remember(user_ids, [weighted(chain, weight_N) for chain in chains])
+        weight_N = np.array([0.0 if one.id in refused else weight_of.get(one.id, 0.0) for one in met.clicks])
+        user_ids = [met.clicks[chain.examples[0]].user_id for chain in met.chains]
+        self.remember(user_ids, [weighted(chain, weight_N) for chain in met.chains])
 
     def remember(self, user_ids: Sequence[str], stretches: Sequence[Stretch]) -> None:
         """Puts sequences where replay finds them."""
@@ -330,8 +339,8 @@ class Learner:
         unknown = (item_id for item_id in clicked if self.catalogue.row_of(item_id) == PADDING)
         return self.waiting.ready(unknown, after=self.settings.admit_after, most=self.settings.waiting_items)
 
-    def _admit(self, clicks: Sequence[ClickExample]) -> None:
-        sequences = [(*click.context, click.item_id) for click in clicks]
+    def _admit(self, met: Met) -> None:
+        clicks, sequences = met.clicks, [chain.items for chain in met.chains]
         seen = dict.fromkeys(concatenated.from_iterable(sequences))
         if self.settings.admit_after > 1:
             entitled = self.entitled(click.item_id for click in clicks)

@@ -18,6 +18,7 @@ with the weights that had learnt it, and read and learnt again. Meanwhile reader
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
 
@@ -50,6 +51,8 @@ from trainer.state import Resumed
 from trainer.step import Fault
 from trainer.workplace import Workplace, digest_of
 
+GARBAGE_THRESHOLD = 50_000
+"""Objects made until cycles are looked for: examples hold none."""
 FAR_BEHIND_BATCHES = 10
 """Lag, in full micro-batches, from which on catching up is worth a line in the log."""
 CATCH_UP_PART = 4
@@ -86,6 +89,7 @@ def run_trainer(
             partitions.
     """
     torch.set_num_threads(trainer.threads)
+    gc.set_threshold(GARBAGE_THRESHOLD)
     kernels()  # at the first start on a machine they are compiled, before anything waits to be learnt
     with crew_of() as crew:
         place = Workplace(kafka, model, trainer, checkpoints, crew)

@@ -27,9 +27,9 @@ class TrainerSettings(Section):
     """What BPR, -ln sigmoid(s_i - s_j), does with many negatives j: `mean` averages over them; `soft_maximum` takes
     their soft maximum ln(sum_j e^s_j) for s_j, so that the hardest ones teach the most.
     """
-    softmax_products: Literal["float32", "bfloat16"] = "float32"
+    softmax_products: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the factors of products with all items are rounded to, where softmax is taken over all: `bfloat16` is faster
-    on processors that have it (AVX-512 BF16, AMX, GPUs) and slower elsewhere.
+    on processors that have it (AVX-512 BF16, GPUs) and slower elsewhere; `auto` takes it there alone.
     """
     negative_popularity: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Negatives are drawn in proportion to (recent clicks + 1) to this power: 0 is uniform over the catalogue."""
@@ -112,7 +112,7 @@ class TrainerSettings(Section):
     """Examples after which the weights as they are count as accepted, for `distillation` and `consolidation`."""
     new_rows: Literal["random", "neighbours"] = "neighbours"
     """Where the row of an item begins that is seen for the first time: near nothing, or among the items beside it."""
-    predicted_clicks: Annotated[int, Field(ge=1)] = 64
+    predicted_clicks: Annotated[int, Field(ge=1)] = 32
     """Most clicks of a micro-batch that are predicted before they are learnt; of more, so many at random stand for all.
     """
     metric_window_seconds: Annotated[float, Field(ge=60.0)] = 86_400.0

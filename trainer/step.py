@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.catalogue import PADDING
+from model.full_softmax import fastest_products
 from model.losses import Positions, cross_entropy, in_slate_pairs
 from model.moving import moved
 from model.negatives import Sampler
@@ -106,6 +107,8 @@ class Step:
         self._optimiser = optimiser
         self._settings = settings
         self._restraints = restraints
+        products = settings.softmax_products
+        self._product_kind = fastest_products(model.device) if products == "auto" else getattr(torch, products)
         self._nothing_P = torch.empty(0, dtype=torch.int64, device=model.device)
 
     def __call__(
@@ -147,7 +150,7 @@ class Step:
             live_N=self._live(sampler, size=size),
             negative=negative,
             log_q_R=None if sampler.cumulative_N is None else self._log_q(sampler),
-            product_kind=getattr(torch, self._settings.softmax_products),
+            product_kind=self._product_kind,
         )
         seen = Seen(positions, groups, micro.replayed)
         costs = [restraint.cost(self._model, seen, rng=dice.own) for restraint in self._restraints]

@@ -24,6 +24,7 @@ STOP_SECONDS = 1.0
 RATED = (CLICKS, IMPRESSIONS, REQUESTS, RECOMMENDATIONS)
 EXAMPLES_TRAINED = "sasrec_examples_trained_total"
 HIT_RATE = "sasrec_prequential_hr10"
+SHOWN = (EXAMPLES_TRAINED, HIT_RATE)
 
 
 class Look(NamedTuple):
@@ -106,7 +107,7 @@ class Sampler:
         if state.pid is None:
             return None
         host = self._settings.observe.metrics_host
-        return scrape(self._settings.state.directory, state.name, host=host, pid=state.pid)
+        return scrape(self._settings.state.directory, state.name, host=host, pid=state.pid, only=SHOWN)
 
     def _looked(self, samples: Sequence[Sample], *, at_seconds: float) -> Snapshot:
         """All but the processes and the lag."""

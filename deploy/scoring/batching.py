@@ -10,6 +10,13 @@ from typing import NamedTuple
 
 from stream.events import Cause, Request
 
+REST_SECONDS = 0.005
+"""Most that the worker rests after a batch of one user; it rests as long as that took."""
+BUSY_USERS = 4
+"""A batch of so many users, or more, is rested for that many times as long: the worker is busy, and a large batch costs
+hardly more than a small one, here, on the broker and with all who read the slates.
+"""
+
 
 class Source(NamedTuple):
     """A partition of an input topic, by the topic's name without the prefix."""
@@ -137,3 +144,8 @@ class Waiting:
         for work in chain(self._work.values(), held):
             lowest[work.source] = min(work.offset, lowest.get(work.source, work.offset))
         return lowest
+
+
+def rest_seconds(took: float, *, users: int) -> float:
+    """How long the next batch gathers company, unless it is full or somebody in it has waited long enough."""
+    return min(took, REST_SECONDS) * min(users, BUSY_USERS)

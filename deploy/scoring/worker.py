@@ -34,7 +34,7 @@ import uvloop
 
 from deploy.scoring import metrics
 from deploy.scoring.answers import Answers
-from deploy.scoring.batching import Source, Waiting, Work
+from deploy.scoring.batching import Source, Waiting, Work, rest_seconds
 from deploy.scoring.counted import Counted
 from deploy.scoring.histories import Histories
 from deploy.scoring.indexing import Indexing
@@ -57,10 +57,6 @@ GARBAGE_THRESHOLD = 50_000
 """Objects made until cycles are looked for: records hold none, and whoever is being answered waits meanwhile."""
 SWITCH_SECONDS = 0.0005
 """How long a thread that follows `models` or `items` may keep the loop waiting at a time."""
-RESTS = 1.0
-"""How long the worker rests after a batch, in times of what that took: it ranks for half of the time at most, unless a
-batch is full or somebody has waited long enough.
-"""
 LEAST_SECONDS = 0.001
 """The loop is free for so long in every turn, or the slates of one batch would not go out before the next is ranked."""
 COMMIT_SECONDS = 0.25
@@ -246,7 +242,7 @@ class ScoringWorker:
             )
             await self._answers.send(work, slate, self._encode(slate), headers)
         ended = time.monotonic()
-        self._waiting.rest(until=ended + RESTS * (ended - began))
+        self._waiting.rest(until=ended + rest_seconds(ended - began, users=len(batch)))
         metrics.BATCH_USERS.observe(len(batch))
         metrics.BATCH_SECONDS.observe(ended - began)
 

@@ -82,11 +82,14 @@ def test_what_came_back_is_filed_under_the_click_that_caused_it_and_the_first_sl
 
 
 @pytest.mark.broker
-def test_the_client_reads_what_it_sends_and_counts_from_when_a_message_was_due(kafka: KafkaSettings) -> None:
+@pytest.mark.parametrize("every_ms", [1.0, 50.0])
+def test_the_client_reads_what_it_sends_and_counts_from_when_a_message_was_due(
+    kafka: KafkaSettings, every_ms: float
+) -> None:
     messages = [Message(CLICKS, f"u{number}".encode(), str(number).encode()) for number in range(20)]
 
-    with Client(kafka, (CLICKS,)) as client:
-        due = client.send(messages, rate=200)
+    with Client(kafka, (CLICKS,), every_ms=every_ms) as client:
+        due = client.send(client.addressed(messages), rate=200)
         while len(client.arrived) < len(messages):
             time.sleep(0.01)
 

@@ -61,9 +61,12 @@ def test_the_metrics_of_a_process_are_read_where_it_says_that_it_serves_them(tmp
         other = scrape(tmp_path, "trainer", host="127.0.0.1", pid=os.getpid() + 1)
         unknown = scrape(tmp_path, "scoring", host="127.0.0.1", pid=os.getpid())
         file = (tmp_path / "processes" / "trainer.json").read_bytes()
+        some = scrape(tmp_path, "trainer", host="127.0.0.1", pid=os.getpid(), only=("python_info", "nothing_like_it"))
     (tmp_path / "processes" / "trainer.json").write_bytes(file)
 
     assert samples is not None
+    assert some is not None
+    assert {sample.name for sample in some} == {"python_info"}
     assert "python_info" in {sample.name for sample in samples}
     assert other is None
     assert unknown is None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.scoring.batching import Source, Waiting, Work
+from deploy.scoring.batching import Source, Waiting, Work, rest_seconds
 from stream.events import Cause, Request
 
 SEQUENCES = Source("sequences", 0)
@@ -80,6 +81,15 @@ def test_who_comes_while_the_worker_rests_waits_for_company_and_who_comes_later_
     line.rest(until=20.0)
     line.add(click("d", 3), now=11.0)
     assert line.seconds_left(11.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("took", "users", "rests"), [(0.002, 1, 0.002), (0.02, 1, 0.005), (0.004, 3, 0.012), (0.02, 64, 0.02)]
+)
+def test_the_worker_rests_as_long_as_a_batch_took_and_longer_where_it_had_several_users(
+    took: float, users: int, rests: float
+) -> None:
+    assert rest_seconds(took, users=users) == pytest.approx(rests)
 
 
 def test_a_request_that_waits_for_a_click_is_held_until_it_comes_and_is_not_committed_past() -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from model import full_softmax
 from model.catalogue import PADDING
 from model.losses import LOSSES, Loss, Positions, gbce, in_slate_pairs, sampled_softmax
+from model.native.functions import kernels
 
 NEED_NEGATIVES = [name for name in LOSSES if name != "cross_entropy"]
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -493,6 +494,17 @@ def test_cross_entropy_in_chunks_is_torch_s_own(chunk: int, monkeypatch: pytest.
     torch.testing.assert_close(chunked, plain)
     gradients = torch.autograd.grad((chunked, plain), leaves)
     torch.testing.assert_close(gradients[:2], gradients[2:])
+
+
+def test_products_are_of_bfloat16_only_where_the_device_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, found = torch.device("cpu"), kernels()
+    has_them = found is not None and found.has_short_products
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: including_emulation)
+
+    assert full_softmax.fastest_products(cpu) == (torch.bfloat16 if has_them else torch.float32)
+    assert full_softmax.fastest_products(torch.device("cuda")) == torch.float32
+    monkeypatch.setattr(full_softmax, "kernels", lambda: None)
+    assert full_softmax.fastest_products(cpu) == torch.float32
 
 
 def test_products_in_bfloat16_round_only_their_factors() -> None:

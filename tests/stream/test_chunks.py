@@ -12,7 +12,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from stream.app import create_app
-from stream.chunks import RESTORED, Chunk, Consumer, restore_with, take_over_with
+from stream.chunks import BUSY_FETCH_WAIT_MS, RESTORED, Arrivals, Chunk, Consumer, restore_with, take_over_with
 from stream.settings import KafkaSettings, StreamSettings
 
 CLICKS = TP("recs.clicks", 0)
@@ -32,6 +32,10 @@ class Broker(mode.Service):  # type: ignore[misc] # mode has no types
         self.brings: dict[TP, list[Any]] = {}
         self.meanwhile: Callable[[], Awaitable[None]] = nothing
         self.behind = -1
+        self.waits_ms: list[int] = []
+
+    def wait_for_company(self, wait_ms: int) -> None:
+        self.waits_ms.append(wait_ms)
 
     async def getmany(self, tps: set[TP], _timeout: float) -> dict[TP, list[Any]]:
         await self.meanwhile()
@@ -107,6 +111,37 @@ async def test_what_one_fetch_brings_of_a_partition_is_one_message(consumer: Unc
     assert isinstance(message.value, Chunk)
     assert [each.offset for each in message.value.records] == [10, 11, 12]
     assert (message.offset, message.value.first, message.value.next) == (12, 10, 13)
+
+
+@pytest.mark.parametrize(
+    ("per_second", "wait_ms"), [(0, 0), (100, 0), (500, 20), (900, 36), (5_000, BUSY_FETCH_WAIT_MS)]
+)
+def test_the_faster_records_come_the_longer_a_fetch_waits_for_several(per_second: int, wait_ms: int) -> None:
+    arrivals = Arrivals()
+    each = max(1, per_second // 100)
+
+    waits = [arrivals.wait_ms(each if per_second else 0, at=count * each / max(1, per_second)) for count in range(200)]
+
+    assert waits[0] == 0
+    assert waits[-1] == wait_ms
+
+
+def test_a_burst_that_is_over_is_soon_forgotten() -> None:
+    arrivals = Arrivals()
+    busy = [arrivals.wait_ms(100, at=0.02 * count) for count in range(50)]
+
+    calm = [arrivals.wait_ms(1, at=1.0 + 0.1 * count) for count in range(1, 20)]
+
+    assert busy[-1] == BUSY_FETCH_WAIT_MS
+    assert calm[-1] == 0
+
+
+async def test_every_fetch_says_how_long_the_next_one_is_to_wait(consumer: Unconnected) -> None:
+    for first in range(0, 10_000, 500):
+        await consumer.fetch(*range(first, first + 500))
+
+    assert consumer.broker.waits_ms[0] == 0
+    assert consumer.broker.waits_ms[-1] == BUSY_FETCH_WAIT_MS
 
 
 async def test_a_changelog_is_delivered_record_by_record(consumer: Unconnected) -> None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from model.catalogue import PADDING
 from stream.examples import ClickExample, ExampleId, Served
-from trainer.batch import Stretch, at_request, coalesce, collate, cut, in_sequence, weighted
+from trainer.batch import Stretch, at_request, coalesce, collate, cut, in_sequence, runs, weighted
 
 ITEMS = [f"item-{number}" for number in range(6)]
 
@@ -48,7 +48,7 @@ def micro_batches(draw: st.DrawFn) -> list[ClickExample]:
 def test_every_click_with_a_history_is_one_target_position(
     clicks: list[ClickExample], max_length: int, min_context: int
 ) -> None:
-    chains = coalesce(clicks, max_length=max_length, min_context=min_context)
+    chains = coalesce(runs(clicks), max_length=max_length, min_context=min_context)
 
     targets = [index for chain in chains for index in chain.examples]
     assert sorted(targets) == [index for index, example in enumerate(clicks) if example.context]
@@ -58,7 +58,7 @@ def test_every_click_with_a_history_is_one_target_position(
 def test_a_click_is_learnt_from_the_end_of_its_own_history(
     clicks: list[ClickExample], max_length: int, min_context: int
 ) -> None:
-    for chain in coalesce(clicks, max_length=max_length, min_context=min_context):
+    for chain in coalesce(runs(clicks), max_length=max_length, min_context=min_context):
         first = len(chain.items) - len(chain.examples)
         for order, index in enumerate(chain.examples):
             visible, example = chain.items[: first + order], clicks[index]
@@ -75,7 +75,7 @@ def test_with_the_longest_context_the_network_reads_what_one_row_per_click_would
 ) -> None:
     naive = {index: example.context[-max_length:] for index, example in enumerate(clicks) if example.context}
 
-    chains = coalesce(clicks, max_length=max_length, min_context=max_length)
+    chains = coalesce(runs(clicks), max_length=max_length, min_context=max_length)
 
     for chain in chains:
         for order, index in enumerate(chain.examples):
@@ -86,7 +86,7 @@ def test_with_the_longest_context_the_network_reads_what_one_row_per_click_would
 def test_a_run_of_clicks_becomes_one_sequence() -> None:
     clicks = [click("u", "ab", "c"), click("v", "x", "y"), click("u", "abc", "d"), click("u", "bcd", "e")]
 
-    chains = coalesce(clicks, max_length=10, min_context=10)
+    chains = coalesce(runs(clicks), max_length=10, min_context=10)
 
     assert [(chain.items, chain.examples) for chain in chains] == [
         (("a", "b", "c", "d", "e"), (0, 2, 3)),
@@ -106,7 +106,7 @@ def test_a_further_click_on_a_slate_is_learnt_from_the_history_at_the_time_of_th
     ]
     weight_N = np.array([2.0, 3.0, 1.0])
 
-    chains = coalesce(clicks, max_length=10, min_context=10)
+    chains = coalesce(runs(clicks), max_length=10, min_context=10)
     stretches = [weighted(chain, in_sequence(clicks, weight_N)) for chain in chains]
 
     assert stretches == [Stretch(("a", "b", "c", "d", "e"), (2.0, 0.0, 1.0))]
@@ -124,14 +124,14 @@ def test_a_click_that_is_worth_nothing_or_whose_request_had_no_history_has_no_se
 def test_clicks_whose_contexts_do_not_follow_one_another_stand_alone() -> None:
     clicks = [click("u", "ab", "c"), click("u", "abcd", "e")]
 
-    chains = coalesce(clicks, max_length=10, min_context=10)
+    chains = coalesce(runs(clicks), max_length=10, min_context=10)
 
     assert [chain.examples for chain in chains] == [(0,), (1,)]
 
 
 def test_a_long_chain_is_cut_so_that_every_piece_begins_with_enough_context() -> None:
     clicks = [click("u", "abcdefghij"[:length], "abcdefghijk"[length]) for length in range(4, 11)]
-    chain = coalesce(clicks, max_length=100, min_context=1)[0]
+    chain = coalesce(runs(clicks), max_length=100, min_context=1)[0]
 
     pieces = list(cut(chain, max_length=5, min_context=3))
 
@@ -158,7 +158,7 @@ def test_collating_loses_no_item_and_pads_on_the_left(lengths: list[int], weight
 
 
 def test_a_click_without_weight_is_no_target() -> None:
-    chain = coalesce([click("u", "a", "b"), click("u", "ab", "c")], max_length=9, min_context=9)[0]
+    chain = coalesce(runs([click("u", "a", "b"), click("u", "ab", "c")]), max_length=9, min_context=9)[0]
 
     (group,) = collate([weighted(chain, np.array([0.0, 2.0]))], lambda items: np.array([ord(item) for item in items]))
 

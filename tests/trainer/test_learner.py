@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from model.catalogue import PADDING
+from model.full_softmax import fastest_products
 from model.settings import ModelSettings
 from stream.examples import ClickExample, ExampleId, Served, ShownItem, SlateExample
 from tests.trainer.clicks import click, clicks, in_batches
@@ -88,6 +89,16 @@ def test_a_learner_that_was_killed_and_resumed_ends_in_the_bytes_of_an_undisturb
     assert resumed.replay == undisturbed.replay
     assert resumed.random_state() == undisturbed.random_state()
     assert resumed.catalogue.to_document() == undisturbed.catalogue.to_document()
+
+
+def test_auto_learns_with_the_fastest_products_of_the_device() -> None:
+    fastest = str(fastest_products(torch.device("cpu"))).removeprefix("torch.")
+    learners = [Learner(MODEL, TRAINER.model_copy(update={"softmax_products": kind})) for kind in ("auto", fastest)]
+
+    for learner in learners:
+        learner.learn(clicks(60, users=5))
+
+    assert bytes_of(learners[0]) == bytes_of(learners[1])
 
 
 def test_weights_that_decay_end_nearer_to_zero() -> None:
