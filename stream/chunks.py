@@ -50,7 +50,7 @@ here, on the broker and with all who read what follows from them.
 """
 COMPANY = 25.0
 """It waits, in milliseconds, for one in so many of the records of a second, ..."""
-BUSY_FETCH_WAIT_MS = 40
+BUSY_FETCH_WAIT_MS = 80
 """... but no longer than that, nor when `BUSY_FETCH_BYTES` are there."""
 BUSY_FETCH_BYTES = 65_536
 RATE_SECONDS = 0.25

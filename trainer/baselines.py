@@ -95,14 +95,18 @@ class Transitions(TransitionCounts):
         counted_N = np.bincount(more_popular.owner_S, minlength=len(score_N))
         return np.where(target_count_N == 0, rank_N + popular.ranks(events) - counted_N, rank_N)
 
-    def best(self, events: Events, *, found: Successors, popular: Popular, k: int) -> Int[np.ndarray, "N K"]:
-        """The k likeliest followers among what each user does not have, then the most popular; PADDING at the end."""
+    def best(self, *, found: Successors, popular: Popular, else_NK: Int[np.ndarray, "N K"]) -> Int[np.ndarray, "N K"]:
+        """The likeliest followers among what each user does not have, then the most popular; PADDING at the end.
+
+        `found` is of `new_followers`, `else_NK` what is popular's `best` of these users.
+        """
         share_R = popular.share_R()
         order_S = np.lexsort((-found.count_S - share_R[found.row_S], found.owner_S))
-        count_N = np.bincount(found.owner_S, minlength=len(events.target_N))
+        users, k = else_NK.shape
+        count_N = np.bincount(found.owner_S, minlength=users)
         followers = np.split(found.row_S[order_S], np.cumsum(count_N))[:-1]
-        best_NK = np.full((len(events.target_N), k), PADDING, dtype=np.int64)
-        for best_K, followed, else_K in zip(best_NK, followers, popular.best(events, k=k), strict=True):
+        best_NK = np.full((users, k), PADDING, dtype=np.int64)
+        for best_K, followed, else_K in zip(best_NK, followers, else_NK, strict=True):
             rows = [row for row in dict.fromkeys((*followed[:k].tolist(), *else_K.tolist())) if row != PADDING][:k]
             best_K[: len(rows)] = rows
         return best_NK

@@ -206,12 +206,12 @@ class Prequential:
 
     def _baselines(self, events: Events, popular: Popular) -> tuple[Guess, Guess]:
         """In the order of RANKERS."""
-        found = self.transitions.new_followers(events)
+        found, favourites = self.transitions.new_followers(events), popular.best(events, k=CUT)
         return (
-            Guess(popular.ranks(events), popular.best(events, k=CUT)),
+            Guess(popular.ranks(events), favourites),
             Guess(
                 self.transitions.ranks(events, found=found, popular=popular),
-                self.transitions.best(events, found=found, popular=popular, k=CUT),
+                self.transitions.best(found=found, popular=popular, else_NK=favourites),
             ),
         )
 

@@ -38,7 +38,7 @@ from model.checkpoint import (
     prune,
     write_files,
 )
-from model.delta import Link, changes_of, delta_path, encode_delta, write_delta
+from model.delta import Changes, Link, changes_of, delta_path, encode_delta, write_delta
 from model.store import Place, absolute
 from stream.cloud_events import Headers, event_headers
 from stream.events import MODEL_NAME, ModelAnnouncement
@@ -117,7 +117,7 @@ class Draft(NamedTuple):
 
     manifest: Manifest
     cut: Cut
-    delta: bytes | None
+    changes: Changes | None
     full: dict[str, bytes] | None
     boundaries: int
     """How many micro-batches the full checkpoint has recorded."""
@@ -268,25 +268,31 @@ class Publisher:
         return Draft(
             manifest,
             cut,
-            self._delta(learner, manifest, cut),
+            self._changes(learner, cut),
             contents,
             len(boundaries) if full else 0,
             learner.optimiser.steps,
             learner.catalogue.mark(),
         )
 
-    def _delta(self, learner: Learner, manifest: Manifest, cut: Cut) -> bytes | None:
+    def _changes(self, learner: Learner, cut: Cut) -> Changes | None:
         if self._chain is None:
             return None
         rows = learner.catalogue.size
-        changes = changes_of(
+        return changes_of(
             learner.network,
             learner.optimiser.rows_changed_since(self._chain.steps, rows=rows),
             rows=rows,
             catalogue=learner.catalogue.changes_since(self._chain.catalogue_mark),
             cut=msgspec.msgpack.encode(cut),
         )
-        return encode_delta(manifest, changes, parent=self._chain.parent, base=self._chain.base)
+
+
+def _encoded_delta(draft: Draft, chain: _Chain | None) -> bytes | None:
+    """On top of the chain; beside what is learnt meanwhile, for it takes as long as a micro-batch."""
+    if draft.changes is None or chain is None:
+        return None
+    return encode_delta(draft.manifest, draft.changes, parent=chain.parent, base=chain.base)
 
 
 def _publish(shop: Workshop, draft: Draft, chain: _Chain | None, stale: frozenset[str]) -> Published:
@@ -294,7 +300,10 @@ def _publish(shop: Workshop, draft: Draft, chain: _Chain | None, stale: frozense
     with metrics.PUBLISH_SECONDS.time():
         # 2.
         shop.term.check()
-        delta = draft.delta and write_delta(shop.root, draft.delta, lineage=manifest.lineage, version=manifest.version)
+        encoded_delta = _encoded_delta(draft, chain)
+        delta = encoded_delta and write_delta(
+            shop.root, encoded_delta, lineage=manifest.lineage, version=manifest.version
+        )
         written = None if draft.full is None else write_files(shop.root, manifest, draft.full)
         # 3.
         shop.term.check()
@@ -321,7 +330,7 @@ def _publish(shop: Workshop, draft: Draft, chain: _Chain | None, stale: frozense
     parent = delta or own
     assert base is not None
     assert parent
-    metrics.observe_version(full=written is not None, delta_bytes=len(draft.delta or b""))
+    metrics.observe_version(full=written is not None, delta_bytes=len(encoded_delta or b""))
     return Published(draft, announcement, parent, base, withdrawn)
 
 

@@ -69,7 +69,7 @@ def test_transitions_rank_by_what_followed_the_last_item_and_then_by_popularity(
     for events in batches:
         expected = []
         found, popular = transitions.new_followers(events), Popular(count_R)
-        best_NK = transitions.best(events, found=found, popular=popular, k=BEST)
+        best_NK = transitions.best(found=found, popular=popular, else_NK=popular.best(events, k=BEST))
         for had, target, rows in zip(*map(np.ndarray.tolist, (*events, best_NK)), strict=True):
             scores = {row: (float(followed[had[-1]][row]), float(count_R[row])) for row in range(ROWS)}
             expected.append(rank(scores, set(had), target))
