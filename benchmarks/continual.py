@@ -7,10 +7,10 @@ Faltings, RecSys 2020), whose protocol this is: learn week t, be tested on week 
 and MRR@20 averaged over the cycles. Network and memory as published: 2 blocks, 1 head, 150 units, length 50, dropout
 0.3, at most 30,000 replayed sequences. The loss is the trainer's (softmax over sampled items), a step learns 64
 sessions beside half as many replayed ones, half of them read from their end, and the rate falls along a cosine from
-3e-3 over eight passes of a week: a warm restart, not early stopping. In the last two passes every click stands at the
-end of a sequence of its own, as it does when it is asked for and as in all passes of the paper's. All arms go on from
-one model of the first week, by the trainer's own step, replay, restraints and new rows; `joint` is made anew in every
-cycle from all weeks so far, as the first model was.
+3e-3 over eight passes of a week (six where an arm says so): a warm restart, not early stopping. In the last two passes
+every click stands at the end of a sequence of its own, as it does when it is asked for and as in all passes of the
+paper's. All arms go on from one model of the first week, by the trainer's own step, replay, restraints and new rows;
+`joint` is made anew in every cycle from all weeks so far, as the first model was.
 
 The second half is the same events as a stream: nothing is learnt twice but by replay, click by click in the order of
 arrival, in micro-batches, each predicted before it is learnt, by the path that the running trainer takes; tested after
