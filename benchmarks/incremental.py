@@ -1,6 +1,6 @@
 """What does learning from the stream save? The same model, on the same clicks of a real log, in three ways.
 
-ours: micro-batches as the trainer learns them when it is behind, each click predicted before it is learnt.
+ours: micro-batches as the trainer learns them when it is behind, of each a sample predicted before it is learnt.
 retrained: each hour of event time anew from scratch, in a few passes over everything before; predicts that hour.
 naive: one optimiser step for every click, on a part of the log, for its rate only.
 
