@@ -18,7 +18,6 @@ with the weights that had learnt it, and read and learnt again. Meanwhile reader
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 import time
 
@@ -34,6 +33,7 @@ from model.store import Place, absolute
 from stream.clients import producer
 from stream.dead_letters import UnreadableError, dead_letter
 from stream.events import ModelAnnouncement
+from stream.garbage import collect_rarely
 from stream.settings import KafkaSettings
 from stream.topics import DEAD_LETTER_SUFFIX
 from trainer import metrics
@@ -51,8 +51,6 @@ from trainer.state import Resumed
 from trainer.step import Fault
 from trainer.workplace import Workplace, digest_of
 
-GARBAGE_THRESHOLD = 50_000
-"""Objects made until cycles are looked for: examples hold none."""
 FAR_BEHIND_BATCHES = 10
 """Lag, in full micro-batches, from which on catching up is worth a line in the log."""
 CATCH_UP_PART = 4
@@ -89,7 +87,7 @@ def run_trainer(
             partitions.
     """
     torch.set_num_threads(trainer.threads)
-    gc.set_threshold(GARBAGE_THRESHOLD)
+    collect_rarely()
     kernels()  # at the first start on a machine they are compiled, before anything waits to be learnt
     with crew_of() as crew:
         place = Workplace(kafka, model, trainer, checkpoints, crew)

@@ -48,13 +48,12 @@ from deploy.scoring.slates import Query, Slates, Stock
 from deploy.settings import Settings
 from model.native.functions import kernels
 from stream.cloud_events import cloud_event_headers
+from stream.garbage import collect_rarely
 from stream.topics import RECOMMENDATIONS
 
 READ_AHEAD = 10_000
 """Most work that waits in memory; the rest waits in Kafka."""
 IDLE_SECONDS = 0.1
-GARBAGE_THRESHOLD = 50_000
-"""Objects made until cycles are looked for: records hold none, and whoever is being answered waits meanwhile."""
 SWITCH_SECONDS = 0.0005
 """How long a thread that follows `models` or `items` may keep the loop waiting at a time."""
 LEAST_SECONDS = 0.001
@@ -71,7 +70,7 @@ def run_worker(settings: Settings, stop: threading.Event, *, member: str | None 
         KafkaError: a slate could not be written; whoever starts the process again loses nothing.
     """
     torch.set_num_threads(settings.scoring.threads)
-    gc.set_threshold(GARBAGE_THRESHOLD)
+    collect_rarely()
     sys.setswitchinterval(SWITCH_SECONDS)
     loop_factory = uvloop.new_event_loop if settings.stream.event_loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
